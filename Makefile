@@ -1,0 +1,54 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format types bench install install-dev clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) torch torchvision
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) torch torchvision
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed  ## the package and what it needs, in .venv
+
+install-dev: $(VENV)/.installed-dev  ## the same, with the tools for working on it
+
+demo: $(VENV)/.installed  ## install, then draw a lighthouse with the embedded model
+	$(BIN)/latentgen generate "a lighthouse at sunset" --seed 42 --guidance 7.5 --output outputs/lighthouse.png --overwrite
+
+test: $(VENV)/.installed-dev  ## install, then run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev  ## pyright, strict on latentgen/
+	$(BIN)/pyright
+
+check: lint types test  ## all that CI runs
+
+bench: $(VENV)/.installed-dev  ## time the demo command and its parts
+	$(BIN)/python benchmarks/generate.py
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,287 @@
+"""Our native model format: the diffusers folder, opened and saved whole or by parts.
+
+A folder saved here opens in `diffusers.StableDiffusionPipeline.from_pretrained` unchanged, and the reverse; our modules
+carry the published parameter names, so nothing is mapped but two leftovers of old files (`keymap.py`). One exception: a
+VAE's `shift_factor` is honoured here but ignored by diffusers' Stable Diffusion pipelines, so train ours with 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from latentgen.checkpoints.diffusers_config import (
+    read_scheduler,
+    read_text_encoder,
+    read_unet,
+    read_vae,
+    write_model_index,
+    write_scheduler,
+    write_text_encoder,
+    write_unet,
+    write_vae,
+)
+from latentgen.checkpoints.io import is_finite, load_strict, raw_bytes, read_tensors, sha256, sync_folder, write_tensors
+from latentgen.checkpoints.keymap import published_text_encoder, published_vae
+from latentgen.checkpoints.layout import CONFIG, INDEX, SCHEDULER, WEIGHTS, Part, check_folder, find_weights, part_folder, read_config
+from latentgen.config import DiffusionConfig, ModelConfig
+from latentgen.errors import InputError, ModelLoadError, RuntimeFailure
+from latentgen.jsonfile import write_json
+from latentgen.models.clip_text import CLIPTextModel
+from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
+from latentgen.models.unet import UNet
+from latentgen.models.vae import AutoencoderKL
+
+__all__ = [
+    "ModelBundle",
+    "load_diffusion",
+    "load_model",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_unet",
+    "load_vae",
+    "read_config",
+    "save_diffusion",
+    "save_model",
+    "save_text_encoder",
+    "save_unet",
+    "save_vae",
+]
+
+FINGERPRINT_DIGITS = 10
+"""Hexadecimal digits of a model's fingerprint, as many as A1111 shows."""
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
+
+
+@dataclass(slots=True, eq=False)
+class ModelBundle:
+    """A model ready to draw with: networks on one device, tokenizer, and the numbers they were built from."""
+
+    unet: UNet
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    config: ModelConfig
+    folder: Path | None = None
+    """Where it was loaded from; None for a model made in memory."""
+    _fingerprint: str | None = field(default=None, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, without the path to it."""
+        return "unsaved" if self.folder is None else self.folder.resolve().name
+
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that tell this model from any other; computed once, when first asked for.
+
+        SHA-256 over the folder's files, so device and dtype it was loaded with do not change it; over the numbers
+        themselves for a model made in memory.
+        """
+        if self._fingerprint is None:
+            digest = self._hash_numbers() if self.folder is None else sha256(*_model_files(self.folder))
+            self._fingerprint = digest[:FINGERPRINT_DIGITS]
+        return self._fingerprint
+
+    def _hash_numbers(self) -> str:
+        digest = hashlib.sha256(repr(self.config).encode())
+        for module in (self.unet, self.vae, self.text_encoder):
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(raw_bytes(tensor.cpu().contiguous()))
+        return digest.hexdigest()
+
+
+def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ModelBundle:
+    """Open a model folder strictly: every tensor there, of the right shape, finite, and none left over.
+
+    Raises ModelNotFoundError if there is no such folder, ModelLoadError naming the file and what is wrong with it.
+    """
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    text = config.text_encoder
+    if tokenizer.vocab_size > text.vocab_size or text.max_position_embeddings != CONTEXT_LENGTH:
+        raise ModelLoadError(
+            f"{folder}: the text encoder takes {text.max_position_embeddings} tokens out of {text.vocab_size}, "
+            f"but the tokenizer gives {CONTEXT_LENGTH} out of {tokenizer.vocab_size}"
+        )
+    return ModelBundle(
+        unet=load_unet(folder, device=device, dtype=dtype),
+        vae=load_vae(folder, device=device, dtype=dtype),
+        text_encoder=load_text_encoder(folder, device=device, dtype=dtype),
+        tokenizer=tokenizer,
+        config=config,
+        folder=folder,
+    )
+
+
+def load_unet(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+    """The U-Net alone, in evaluation mode, from a model folder or from a folder that holds just it."""
+    return _load_part(folder, "unet", read_unet, UNet, None, device, dtype)
+
+
+def load_vae(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE alone, in evaluation mode, from a model folder or from a folder that holds just it."""
+    return _load_part(folder, "vae", read_vae, AutoencoderKL, published_vae, device, dtype)
+
+
+def load_text_encoder(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> CLIPTextModel:
+    """The text encoder alone, in evaluation mode, from a model folder or from a folder that holds just it."""
+    return _load_part(folder, "text_encoder", read_text_encoder, CLIPTextModel, published_text_encoder, device, dtype)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, or of a folder that holds just it."""
+    return Tokenizer.from_folder(part_folder(folder, "tokenizer"))
+
+
+def load_diffusion(folder: Path) -> DiffusionConfig:
+    """The forward process of a model folder, or of a folder that holds its `scheduler/` or the file itself."""
+    check_folder(folder)
+    own = folder / SCHEDULER.parent
+    return read_scheduler((own if own.is_dir() else folder) / SCHEDULER.name)
+
+
+def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a whole model folder, in `dtype` (None: as the networks are).
+
+    It is written aside and renamed, so there is never half a model. An older model in its place is replaced.
+    A model that conditions on the layer before the last is written without the last one, as SD 2.x is published.
+    Raises InputError if `folder` holds something else, RuntimeFailure if the disk refuses or a number is not finite.
+    """
+    config, text_encoder = bundle.config.text_encoder, _state(bundle.text_encoder, dtype)
+    if bundle.config.use_penultimate_layer:
+        config = replace(config, num_hidden_layers=config.num_hidden_layers - 1)
+        last = f"text_model.encoder.layers.{config.num_hidden_layers}."
+        text_encoder = {name: tensor for name, tensor in text_encoder.items() if not name.startswith(last)}
+    with _written_aside(folder) as aside:
+        _write_part(aside / "unet", "unet", write_unet(bundle.config.unet), _state(bundle.unet, dtype))
+        _write_part(aside / "vae", "vae", write_vae(bundle.config.vae), _state(bundle.vae, dtype))
+        _write_part(
+            aside / "text_encoder", "text_encoder", write_text_encoder(config, _name_dtype(text_encoder)), text_encoder
+        )
+        bundle.tokenizer.save(aside / "tokenizer")
+        (aside / SCHEDULER).parent.mkdir()
+        write_json(aside / SCHEDULER, write_scheduler(bundle.config.diffusion))
+        write_json(aside / INDEX, write_model_index(bundle.config.defaults))
+
+
+def save_unet(unet: UNet, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config and weights of a U-Net into `folder` itself. Written aside and raises as `save_model`."""
+    with _written_aside(folder) as aside:
+        _write_part(aside, "unet", write_unet(unet.config), _state(unet, dtype))
+
+
+def save_vae(vae: AutoencoderKL, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config and weights of a VAE into `folder` itself. Written aside and raises as `save_model`."""
+    with _written_aside(folder) as aside:
+        _write_part(aside, "vae", write_vae(vae.config), _state(vae, dtype))
+
+
+def save_text_encoder(text_encoder: CLIPTextModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config and weights of a text encoder into `folder` itself. Written aside and raises as `save_model`."""
+    tensors = _state(text_encoder, dtype)
+    with _written_aside(folder) as aside:
+        _write_part(aside, "text_encoder", write_text_encoder(text_encoder.config, _name_dtype(tensors)), tensors)
+
+
+def save_diffusion(diffusion: DiffusionConfig, folder: Path) -> None:
+    """Write `scheduler_config.json` into `folder` itself. Written aside and raises as `save_model`."""
+    with _written_aside(folder) as aside:
+        write_json(aside / SCHEDULER.name, write_scheduler(diffusion))
+
+
+def _load_part(
+    folder: Path,
+    part: Part,
+    read: Callable[[Path], C],
+    build: Callable[[C], M],
+    rename: Callable[[Mapping[str, Tensor], Path], dict[str, Tensor]] | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> M:
+    own = part_folder(folder, part)
+    config = read(own / CONFIG)
+    with torch.device("meta"):
+        module = build(config)
+    path = find_weights(own, part)
+    tensors = read_tensors(path)
+    load_strict(module, tensors if rename is None else rename(tensors, path), path, device=device, dtype=dtype)
+    return module.eval()
+
+
+def _write_part(folder: Path, part: Part, config: dict[str, object], tensors: Mapping[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / CONFIG, config)
+    # diffusers and transformers refuse files that do not say that torch wrote them.
+    write_tensors(folder / WEIGHTS[part], tensors, {"format": "pt"})
+
+
+def _state(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A module's tensors as they will be written. Raises RuntimeFailure rather than save what could never be loaded."""
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in module.state_dict().items()}
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        raise RuntimeFailure(
+            f"{type(module).__name__} is not saved: {len(broken)} tensors hold infinite or NaN values ({broken[0]} ...)"
+        )
+    return tensors
+
+
+def _name_dtype(tensors: Mapping[str, Tensor]) -> str:
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Generator[Path]:
+    """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
+    if folder.exists() and not _may_be_replaced(folder):
+        raise InputError(f"{folder} exists and is not a model folder", hint="choose another name")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        for inner in (aside, *(path for path in aside.iterdir() if path.is_dir())):
+            sync_folder(inner)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot write {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder is empty or a model that an earlier run wrote; anything else is the user's."""
+    return folder.is_dir() and (
+        any((folder / name).exists() for name in (INDEX, CONFIG, SCHEDULER.name)) or next(folder.iterdir(), None) is None
+    )
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files that decide what the model draws, in a fixed order."""
+    parts: tuple[Part, ...] = ("unet", "vae", "text_encoder")
+    weights = [find_weights(folder / part, part) for part in parts]
+    tokenizer = [folder / "tokenizer" / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
+    configs = [*(folder / part / CONFIG for part in parts), folder / SCHEDULER]
+    return weights + configs + [path for path in tokenizer if path.exists()]

@@ -1,0 +1,181 @@
+"""The header of a safetensors file, checked strictly before a byte of data is read.
+
+The format: eight bytes of little-endian length, that many bytes of JSON (name -> dtype, shape, data_offsets), then the
+data. The reference reader is looser: it takes duplicate keys, unknown fields and control characters in names, and asks
+for gigabytes where a header lists a million tensors. A file that passes here also opens there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NoReturn, cast
+
+from latentgen.errors import ModelLoadError
+
+MAX_HEADER_BYTES: Final = 16 * 2**20
+"""The U-Net of SD 1.5 needs 0.1 MB; the format allows 100 MB."""
+MAX_TENSORS: Final = 20_000
+
+DTYPE_BYTES: Final = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Element types of the networks we load; quantised ones (F8, F4 ...) are refused by name."""
+
+DOWNLOAD_AGAIN: Final = "the file is damaged or incomplete; copy or download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies in the file and what it is."""
+
+    name: str
+    dtype: str
+    """A key of DTYPE_BYTES."""
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the start of the file."""
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The tensors of a file in the order they lie in it, and its free-form text metadata."""
+
+    entries: tuple[TensorEntry, ...]
+    metadata: dict[str, str]
+
+
+def read_header(file: BinaryIO, size: int, path: Path) -> Header:
+    """Read and check the header of a file `size` bytes long; `path` is for messages.
+
+    Raises ModelLoadError naming what is wrong: another kind of file, a length out of bounds, JSON with duplicate keys,
+    a tensor whose bytes, shape and dtype disagree, tensors that overlap or leave gaps.
+    """
+    start = file.read(1024)
+    if foreign := recognise_foreign(start):
+        raise ModelLoadError(f"{path} {foreign[0]}", hint=foreign[1])
+    length = int.from_bytes(start[:8], "little")
+    if size < 10 or not 2 <= length <= size - 8:
+        raise ModelLoadError(
+            f"{path} is not a whole safetensors file: its header length does not fit", hint=DOWNLOAD_AGAIN
+        )
+    if length > MAX_HEADER_BYTES:
+        raise ModelLoadError(f"{path}: a header of {length} bytes; at most {MAX_HEADER_BYTES} are accepted")
+    file.seek(8)
+    text = file.read(length)
+    if len(text) < length:
+        raise ModelLoadError(f"{path} became shorter while it was read")
+    if text.count(b'"data_offsets"') > MAX_TENSORS:
+        raise ModelLoadError(f"{path}: more than {MAX_TENSORS} tensors; no network here has that many")
+    return _check_header(_parse(text, path), 8 + length, size, path)
+
+
+def recognise_foreign(start: bytes) -> tuple[str, str] | None:
+    """What a file that is no safetensors file is, by its first bytes, and the way out; None if it may be one."""
+    head = start.lstrip()[:64].lower()
+    if not start:
+        return "is empty", DOWNLOAD_AGAIN
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves", "run: git lfs pull"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not weights", "the download needs another link or a login; download it again"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02}", b"\x80\x02\x8a", b"\x80\x04\x95")):
+        return "is a pickle, which could run code; it is never opened here", "run: latentgen convert"
+    return None
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    def refuse(problem: str) -> NoReturn:
+        raise ModelLoadError(f"{path}: malformed header: {problem}", hint=DOWNLOAD_AGAIN)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            refuse(f"{twice!a} appears twice")
+        return found
+
+    def natural(digits: str) -> int:
+        if digits.startswith("-") or len(digits) > 19:
+            refuse(f"number {digits[:24]}")
+        return int(digits)
+
+    def no_float(digits: str) -> NoReturn:
+        refuse(f"number {digits[:24]}")
+
+    if not text.startswith(b"{"):
+        refuse("it does not begin with {")
+    try:
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_int=natural,
+            parse_float=no_float,
+            parse_constant=no_float,
+        )
+    except UnicodeDecodeError as error:
+        refuse(f"not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        refuse(f"{error.msg} at character {error.pos}")
+    except RecursionError:
+        refuse("nested too deeply")
+    return cast("dict[str, Any]", value)
+
+
+def _check_header(content: dict[str, Any], data_start: int, size: int, path: Path) -> Header:
+    metadata = content.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelLoadError(f"{path}: malformed header: __metadata__ must map text to text")
+    entries = [_check_entry(name, fields, data_start, path) for name, fields in content.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    position = data_start
+    for entry in entries:
+        if entry.begin != position:
+            problem = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
+            raise ModelLoadError(f"{path}: tensor {entry.name} {problem}", hint=DOWNLOAD_AGAIN)
+        position = entry.end
+    if position != size:
+        verb = "is cut short" if position > size else "has bytes after the last tensor"
+        raise ModelLoadError(f"{path} {verb}: {size} bytes where the header says {position}", hint=DOWNLOAD_AGAIN)
+    return Header(tuple(entries), cast("dict[str, str]", metadata))
+
+
+def _check_entry(name: str, fields: object, data_start: int, path: Path) -> TensorEntry:
+    if not name or len(name) > 512 or not name.isascii() or not name.isprintable():
+        raise ModelLoadError(f"{path}: a tensor's name is not plain text: {name[:80]!a}")
+    match fields:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)], **rest} if not rest:
+            pass
+        case _:
+            raise ModelLoadError(f"{path}: malformed header entry for tensor {name}", hint=DOWNLOAD_AGAIN)
+    if not all(isinstance(side, int) for side in shape) or any(isinstance(n, bool) for n in (*shape, begin, end)):
+        raise ModelLoadError(f"{path}: malformed header entry for tensor {name}", hint=DOWNLOAD_AGAIN)
+    if dtype not in DTYPE_BYTES:
+        raise ModelLoadError(
+            f"{path}: tensor {name} has the element type {dtype!a}, which is not supported",
+            hint="use a float32, float16 or bfloat16 file",
+        )
+    count = 1
+    for side in shape:
+        count *= side
+        if count * DTYPE_BYTES[dtype] >= 2**63:
+            raise ModelLoadError(f"{path}: tensor {name} is impossibly large: {shape[:8]}")
+    needed = count * DTYPE_BYTES[dtype]
+    if end - begin != needed:
+        raise ModelLoadError(
+            f"{path}: tensor {name} holds {end - begin} bytes, but {dtype} {shape[:8]} needs {needed}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    return TensorEntry(name, dtype, tuple(shape), data_start + begin, data_start + end)

@@ -1,0 +1,101 @@
+"""What lies where in a diffusers model folder, and its config files as one ModelConfig. No torch, no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+from latentgen.checkpoints.diffusers_config import (
+    read_defaults,
+    read_scheduler,
+    read_text_encoder,
+    read_unet,
+    read_vae,
+)
+from latentgen.checkpoints.header import recognise_foreign
+from latentgen.config import ModelConfig
+from latentgen.errors import ConfigError, ModelLoadError, ModelNotFoundError
+
+Part = Literal["unet", "vae", "text_encoder"]
+
+INDEX: Final = "model_index.json"
+CONFIG: Final = "config.json"
+SCHEDULER: Final = Path("scheduler", "scheduler_config.json")
+WEIGHTS: Final[dict[Part, str]] = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """A model folder in numbers, from its JSON files alone.
+
+    Raises ModelNotFoundError if there is no such folder, ModelLoadError naming file and key for anything in it that our
+    networks cannot be.
+    """
+    check_folder(folder)
+    if not (folder / INDEX).exists():
+        if next(folder.iterdir(), None) is None:
+            raise ModelLoadError(f"{folder} is an empty folder, not a model")
+        raise ModelLoadError(
+            f"{folder} is not a model folder: it has no {INDEX}",
+            hint="pass the folder that holds unet/, vae/ and the others",
+        )
+    unet = read_unet(folder / "unet" / CONFIG)
+    vae = read_vae(folder / "vae" / CONFIG)
+    try:
+        return ModelConfig(
+            unet=unet,
+            vae=vae,
+            text_encoder=read_text_encoder(folder / "text_encoder" / CONFIG),
+            diffusion=read_scheduler(folder / SCHEDULER),
+            defaults=read_defaults(folder / INDEX, unet.sample_size * vae.downscale),
+        )
+    except ConfigError as error:
+        raise ModelLoadError(f"{folder}: {error.message}", hint="its parts belong to different models") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless `folder` is a folder that can be read. A name is never looked up anywhere but on this machine."""
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+            return
+        if not folder.exists():
+            raise ModelNotFoundError(f"no such path: {folder}")
+        with folder.open("rb") as file:
+            foreign = recognise_foreign(file.read(1024))
+    except OSError as error:
+        raise ModelLoadError(f"{folder} cannot be read: {error.strerror}") from None
+    if foreign is not None:
+        raise ModelLoadError(f"{folder} {foreign[0]}", hint=foreign[1])
+    raise ModelLoadError(f"{folder} is a file, not a model folder", hint="run: latentgen convert")
+
+
+def part_folder(folder: Path, part: Part | Literal["tokenizer"]) -> Path:
+    """Where a part lies: `folder/part` of a whole model, or `folder` itself if it holds the part alone."""
+    check_folder(folder)
+    return folder / part if (folder / part).is_dir() else folder
+
+
+def find_weights(folder: Path, part: Part) -> Path:
+    """A part's weights file: the plain one, else the half-precision variant beside it.
+
+    Raises ModelLoadError naming the file that is missing, and the way out for pickles and split files.
+    """
+    plain = folder / WEIGHTS[part]
+    half = plain.with_suffix(".fp16.safetensors")
+    for path in (plain, half):
+        if path.exists():
+            return path
+    if plain.with_suffix(".safetensors.index.json").exists():
+        raise ModelLoadError(
+            f"{folder}: weights split over several files are not supported", hint="save them as one file"
+        )
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise ModelLoadError(
+            f"{folder} holds pickled weights ({pickles[0]}), which are never opened here", hint="run: latentgen convert"
+        )
+    raise ModelLoadError(f"{plain} is missing", hint="the model folder is incomplete; copy or download it again")

@@ -1,0 +1,119 @@
+"""The front door: which commands there are, and how one is started.
+
+A command's module is imported when the command is named, and nothing else of size before that: `latentgen --help` is
+written from the table below in a few hundredths of a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentgen import __version__
+from latentgen.cli.boundary import run_guarded
+from latentgen.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    target: str
+    """`module:attribute`, a function for one command or a `typer.Typer` for a family of them."""
+    help: str
+
+
+COMMANDS: dict[str, dict[str, Command]] = {
+    "Pictures": {
+        "generate": Command("latentgen.cli.generate:generate", "Draw pictures from prompts."),
+        "replay": Command("latentgen.cli.replay:replay", "Draw a picture again from its file alone, and compare."),
+        "info": Command("latentgen.cli.info:info", "Say what a picture, a weights file or a model folder holds."),
+    },
+    "Models": {
+        "models": Command("latentgen.cli.models:app", "List models, or show one: list, show."),
+        "export": Command("latentgen.cli.export:export", "Put trained parts together into a model folder."),
+    },
+    "Training": {
+        "data": Command("latentgen.cli.data:app", "Render, check and count training pictures."),
+        "train-clip": Command("latentgen.cli.train:train_clip", "Train the CLIP text encoder."),
+        "train-vae": Command("latentgen.cli.train:train_vae", "Train the autoencoder."),
+        "train-unet": Command("latentgen.cli.train:train_unet", "Train the diffusion network."),
+    },
+    "Help": {
+        "doctor": Command("latentgen.cli.doctor:doctor", "Check this installation: versions, devices, the model."),
+    },
+}
+"""A new command is a line here and a file of its name."""
+
+_INTRODUCTION = f"""\
+latentgen {__version__}: draws pictures from text on your own machine, and trains the models that do it.
+
+Usage: latentgen COMMAND [OPTIONS]
+
+Examples:
+  latentgen generate "a lighthouse at sunset" --seed 42
+  latentgen generate "a red balloon over snow" --count 4 --guidance 5 --output balloons/
+"""
+
+_END = """
+  latentgen COMMAND --help   the options of one command
+  latentgen --version        the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and give back its exit code; nothing is raised."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_guarded(lambda: _dispatch(arguments), arguments)
+
+
+def _dispatch(arguments: list[str]) -> int | None:
+    first = arguments[0] if arguments else "--help"
+    if first in ("--help", "-h", "help"):
+        print(overview(), end="")
+        return 0
+    if first in ("--version", "-V"):
+        print(f"latentgen {__version__}")
+        return 0
+    return _start(first, _find(first), arguments[1:])
+
+
+def overview() -> str:
+    """The text of `latentgen --help`."""
+    width = max(len(name) for group in COMMANDS.values() for name in group)
+    lines = [_INTRODUCTION]
+    for title, group in COMMANDS.items():
+        lines.append(f"{title}:")
+        lines.extend(f"  {name:{width}}  {command.help}" for name, command in group.items())
+    return "\n".join(lines) + "\n" + _END
+
+
+def _find(name: str) -> Command:
+    commands = {name: command for group in COMMANDS.values() for name, command in group.items()}
+    if name in commands:
+        return commands[name]
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, commands, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see: latentgen --help"
+    kind = "option" if name.startswith("-") else "command"
+    raise InputError(f"there is no {kind} {name}", hint=hint)
+
+
+def _start(name: str, command: Command, arguments: list[str]) -> int | None:
+    from importlib import import_module
+
+    import typer
+    from typer.main import get_command
+
+    module, _, attribute = command.target.partition(":")
+    target = getattr(import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        family = target
+    else:
+        family = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+        family.command()(target)
+    return get_command(family).main(arguments, prog_name=f"latentgen {name}", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Where a command's words go: results to stdout, everything else to stderr, a progress bar to a terminal only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from latentgen.cli.boundary import escape
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, label: str, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    quiet: bool = False
+    verbose: bool = False
+    json_events: bool = False
+    progress_bar: bool = True
+
+    def result(self, path: Path, **event: Any) -> None:
+        """A file that was made: its path on stdout, or with --json an event of one line."""
+        if self.json_events:
+            self.event("picture", path=str(path), **event)
+        else:
+            print(escape(str(path)) if _is_terminal(sys.stdout) else path, flush=True)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One line of JSON on stdout; nothing without --json."""
+        if self.json_events:
+            print(json.dumps({"event": name, **fields}), flush=True)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(escape(text), file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self.note(text)
+
+    def warn(self, text: str) -> None:
+        """Shown also with --quiet: it says that the result is not quite what was asked for."""
+        print(f"warning: {escape(text)}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self) -> Generator[Progress]:
+        """A function to report progress to: a bar on a terminal, nothing elsewhere. NO_COLOR is rich's own business."""
+        if self.quiet or self.json_events or not self.progress_bar or not _is_terminal(sys.stderr):
+            yield lambda done, total, label: None
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        # On one terminal rich must print the paths, above its bar; into a pipe they go as they are.
+        redirect = _is_terminal(sys.stdout)
+        with RichProgress(*columns, console=RichConsole(stderr=True), transient=True, redirect_stdout=redirect) as bar:
+            task = bar.add_task("")
+
+            def update(done: int, total: int, label: str) -> None:
+                bar.update(task, completed=done, total=total, description=escape(label))
+
+            yield update
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """A stream that the caller closed is None."""
+    return stream is not None and stream.isatty()

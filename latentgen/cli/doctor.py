@@ -1,0 +1,120 @@
+"""`latentgen doctor`: whether this installation can do its work, and what would help."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass
+
+from latentgen import __version__, embedded_model_path
+from latentgen.cli.boundary import escape
+from latentgen.cli.options import Json
+from latentgen.errors import LatentgenError, RuntimeFailure
+
+CORE = (
+    "torch",
+    "torchvision",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "typer",
+    "rich",
+    "transformers",
+    "open_clip_torch",
+    "huggingface_hub",
+    "accelerate",
+)
+EXTRAS = {"corpus": ("skia-python", "opencv-python-headless"), "log": ("tensorboard",), "dev": ("diffusers", "pytest")}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    name: str
+    value: str
+    problem: bool = False
+    """Whether something that latentgen needs is missing."""
+
+
+def doctor(json_output: Json = False) -> None:
+    """Check this installation: versions, devices, the embedded model, extras. Exit code 1 if something is missing.
+
+    latentgen doctor
+
+    latentgen doctor --json
+    """
+    findings = [*_versions(), *_devices(), *_models(), *_extras()]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        if json_output:
+            print(json.dumps(asdict(finding)))
+        else:
+            print(f"{'!' if finding.problem else ' '} {finding.name:{width}}  {escape(finding.value)}")
+    problems = [finding.name for finding in findings if finding.problem]
+    if problems:
+        raise RuntimeFailure(f"not in order: {', '.join(problems)}", hint="see the lines marked with !")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[Finding]:
+    found = {package: _version(package) for package in CORE}
+    return [
+        Finding(
+            "latentgen", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+        ),
+        *(
+            Finding(package, version if version is not None else f"missing: pip install {package}", version is None)
+            for package, version in found.items()
+        ),
+    ]
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+
+        from latentgen.pipeline import present_devices
+    except ImportError as error:
+        return [Finding("devices", f"torch cannot be imported: {error}", problem=True)]
+    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # pyright: ignore[reportPrivateUsage]  no public name
+    findings = [
+        Finding("devices", ", ".join(present_devices())),
+        Finding(
+            "CPU",
+            f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+            f"bfloat16 {'in hardware' if has_bf16 else 'emulated: use float32'}",
+        ),
+    ]
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(i)
+        findings.append(Finding(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    return findings
+
+
+def _models() -> list[Finding]:
+    from latentgen.checkpoints.layout import read_config
+
+    folder = embedded_model_path()
+    if not folder.is_dir():
+        return [Finding("embedded model", f"missing: no folder {folder}", problem=True)]
+    try:
+        config = read_config(folder)
+    except LatentgenError as error:
+        return [Finding("embedded model", str(error), problem=True)]
+    return [Finding("embedded model", f"{folder}, {config.defaults.width_px}x{config.defaults.height_px}")]
+
+
+def _extras() -> list[Finding]:
+    findings: list[Finding] = []
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if _version(package) is None]
+        value = f"{', '.join(missing)} missing: pip install 'latentgen[{extra}]'" if missing else "installed"
+        findings.append(Finding(f"extra {extra}", value))
+    return findings

@@ -1,0 +1,22 @@
+"""A pipeline for a command: threads set, model loaded, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentgen.pipeline import TextToImage
+
+
+def load_model(folder: Path, *, device: str, dtype: str, threads: int | None) -> tuple[TextToImage, float]:
+    """Import torch and load a model folder; the pipeline, and the seconds both took together."""
+    started = time.perf_counter()
+    import torch
+
+    from latentgen.pipeline import TextToImage
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TextToImage.load(folder, device=device, dtype=dtype), time.perf_counter() - started

@@ -1,0 +1,151 @@
+"""Where pictures go: file, folder or template, checked before the work and never replacing what is there unasked."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import stat
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from latentgen.errors import InputError, RuntimeFailure
+from latentgen.request import GenerationRequest
+
+DEFAULT_FOLDER = "outputs"
+DEFAULT_NAME = "{date}-{n:05}-{seed}"
+EXTENSIONS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+"""File name endings, and the formats of `images/files.py`."""
+FIELDS = ("date", "n", "seed", "prompt_slug")
+MAX_SLUG = 60
+
+
+class PictureFiles:
+    """The files of one run. `format` is the Pillow name of the kind that they all are.
+
+    Raises InputError if the path or template cannot be one.
+    """
+
+    def __init__(self, output: str | None, format: str | None, *, overwrite: bool = False) -> None:
+        if format is not None and format.lower() not in EXTENSIONS:
+            raise InputError(f"--format {format} is not known", hint="png, jpg or webp")
+        path = Path(DEFAULT_FOLDER if output is None else output)
+        is_folder = output is None or output.endswith(("/", os.sep)) or _kind(path) == "folder" or not path.suffix
+        ending = (format or "png").lower() if is_folder else path.suffix[1:].lower()
+        if ending not in EXTENSIONS:
+            raise InputError(f"--output {output}: {path.suffix} is not a picture format", hint=".png, .jpg or .webp")
+        if format is not None and EXTENSIONS[format.lower()] != EXTENSIONS[ending]:
+            raise InputError(f"--output {output} and --format {format} contradict each other")
+        self.format = EXTENSIONS[ending]
+        self.overwrite = overwrite
+        self._may_create_folder = is_folder
+        self._folder = path if is_folder else path.parent
+        self._template = f"{DEFAULT_NAME}.{ending}" if is_folder else path.name
+        self._date = datetime.date.today().isoformat()
+        self._numbered = "n" in _template_fields(self._template)
+        self._next = 1
+
+    def check(self, requests: Sequence[GenerationRequest]) -> list[Path]:
+        """The files these requests will most likely become. Nothing is written.
+
+        Raises InputError if a folder is missing or not writable, a file exists, or two pictures would share a name.
+        """
+        self._check_folder()
+        if self._numbered:
+            self._next = 1 + self._last_number()
+        paths = [self._path(request, self._next + i) for i, request in enumerate(requests)]
+        for path in paths:
+            if _kind(path) == "folder":
+                raise InputError(f"--output {path} is a folder")
+            if _kind(path) is not None and not self.overwrite:
+                raise InputError(f"--output {path} exists", hint="--overwrite replaces it")
+        if len(set(paths)) < len(paths):
+            raise InputError(
+                f"--output {self._template} names one file for {len(paths)} pictures",
+                hint="put {n} or {seed} into the name, or name a folder",
+            )
+        return paths
+
+    def save(self, request: GenerationRequest, data: bytes) -> Path:
+        """Write one picture under the next free name. Raises InputError if its name was taken meanwhile."""
+        from latentgen.images.files import write_file
+
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RuntimeFailure(f"the folder {self._folder} could not be made: {error.strerror}") from None
+        while True:
+            path = self._path(request, self._next)
+            self._next += 1
+            try:
+                write_file(path, data, overwrite=self.overwrite)
+            except FileExistsError:
+                if not self._numbered:
+                    raise InputError(f"--output {path} exists", hint="--overwrite replaces it") from None
+            else:
+                return path
+
+    def _path(self, request: GenerationRequest, n: int) -> Path:
+        values = {"date": self._date, "n": n, "seed": request.seed, "prompt_slug": prompt_slug(request.prompt)}
+        return self._folder / self._template.format(**values)
+
+    def _check_folder(self) -> None:
+        if _kind(self._folder) is None and not self._may_create_folder:
+            raise InputError(f"--output: there is no folder {self._folder}", hint=f"mkdir -p {self._folder}")
+        existing = self._folder.absolute()
+        while _kind(existing) is None:
+            existing = existing.parent
+        if _kind(existing) != "folder":
+            raise InputError(f"--output: {existing} is a file, not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"--output: the folder {existing} is not writable")
+
+    def _last_number(self) -> int:
+        """The largest {n} among the files that this template could have named."""
+        if _kind(self._folder) is None:
+            return 0
+        pattern = ""
+        for literal, field, _, _ in string.Formatter().parse(self._template):
+            pattern += re.escape(literal) + ({None: "", "n": r"(\d+)"}.get(field, ".*"))
+        matches = (re.fullmatch(pattern, name) for name in os.listdir(self._folder))
+        return max((int(match[1]) for match in matches if match), default=0)
+
+
+def _kind(path: Path) -> Literal["folder", "file"] | None:
+    """What is at a path, None if nothing. Raises InputError where the system does not say: too long, not permitted."""
+    try:
+        return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"--output: {error.strerror}: {path}") from None
+    except ValueError as error:
+        raise InputError(f"--output: {error}: {path}") from None
+
+
+def prompt_slug(prompt: str) -> str:
+    """A prompt as part of a file name: lower-case letters, digits and hyphens, at most MAX_SLUG."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    return "-".join(words)[:MAX_SLUG].strip("-") or "picture"
+
+
+def _template_fields(template: str) -> set[str]:
+    """The fields a file name uses. Only plain known names: no attributes, indices or conversions."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"--output {template}: {error}", hint="a literal brace is written twice: {{ }}") from None
+    found = [(field, spec or "", conversion) for _, field, spec, conversion in parts if field is not None]
+    for field, spec, conversion in found:
+        if field not in FIELDS:
+            raise InputError(
+                f"--output: there is no field {{{field}}}", hint=", ".join(f"{{{name}}}" for name in FIELDS)
+            )
+        if conversion is not None or (spec and (field not in ("n", "seed") or not re.fullmatch(r"0?[1-9]?", spec))):
+            raise InputError(f"--output: {{{field}:{spec}}} is not a valid field", hint="{n:05} pads with zeros")
+    names = [field for field, _, _ in found]
+    if names.count("n") > 1:
+        raise InputError("--output: {n} may stand in a name once")
+    return set(names)

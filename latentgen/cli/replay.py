@@ -1,0 +1,135 @@
+"""`latentgen replay`: draw a picture again from its file alone, and say whether it came out the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentgen import __version__
+from latentgen.cli import options
+from latentgen.cli.console import Console
+from latentgen.cli.model_names import installed_models, resolve_model
+from latentgen.cli.output import PictureFiles
+from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+
+if TYPE_CHECKING:
+    from latentgen.images.metadata import Computation, PictureMetadata
+    from latentgen.images.pixels import Pixels
+
+
+def replay(
+    picture: options.PicturePath,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare only: write no picture.")] = False,
+    model: options.Model = None,
+    output: options.Output = None,
+    format: options.Format = None,
+    overwrite: options.Overwrite = False,
+    no_metadata: options.NoMetadata = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Draw a picture again from its file alone; exit code 1 if it differs.
+
+    What is not given is taken from the file: model, dtype, device and threads too.
+
+    latentgen replay outputs/2026-01-31-00001-42.png --verify
+
+    latentgen replay found.png --model my-model/ --output again.png
+    """
+    console = Console(quiet, verbose)
+    # Parse
+    from latentgen.images.files import read_picture, read_picture_text
+    from latentgen.images.metadata import PictureMetadata
+
+    kind, _, text = read_picture_text(picture)
+    if text.document is None:
+        raise InputError(
+            f"{picture} does not carry the settings it was drawn with by latentgen",
+            hint=f"see: latentgen info {picture}",
+        )
+    recorded = PictureMetadata.from_json(text.document)
+    # Resolve
+    folder = _folder(recorded, model)
+    files = None if verify else PictureFiles(output, format, overwrite=overwrite)
+    if files is not None:
+        files.check([recorded.request])
+    # Build
+    from latentgen.cli.loading import load_model
+
+    recorded_device, recorded_dtype = _available(recorded.computation)
+    pipeline, _ = load_model(
+        folder,
+        device=recorded_device if device == "auto" else device,
+        dtype=recorded_dtype if dtype == "auto" else dtype,
+        threads=recorded.computation.threads if threads is None else threads,
+    )
+    # Run and save
+    result = next(pipeline.generate([recorded.request], batch_size=1))
+    if files is not None:
+        console.result(files.save(result.request, result.encode(files.format, with_metadata=not no_metadata)))
+    stored = read_picture(picture)[0] if kind == "PNG" else None  # the others lose a little when they are written
+    verdict, is_same = compare(recorded, stored, result.metadata, result.pixels)
+    if not is_same:
+        raise RuntimeFailure(f"{picture}: {verdict}")
+    console.note(f"{picture}: {verdict}")
+
+
+def compare(
+    recorded: PictureMetadata, stored: Pixels | None, drawn: PictureMetadata, pixels: Pixels
+) -> tuple[str, bool]:
+    """The verdict on a redrawn picture, and whether it is the same. `stored` are a PNG's pixels."""
+    from latentgen.images.pixels import pixel_difference, pixels_sha256
+
+    is_untouched = stored is None or pixels_sha256(stored) == recorded.pixels_sha256
+    if drawn.pixels_sha256 == recorded.pixels_sha256:
+        if is_untouched:
+            return "bit-identical", True
+        return "the picture is redrawn bit by bit, but the pixels in the file were changed after it was drawn", False
+    causes = "; ".join(_causes(recorded, drawn)) or "none of what the file records differs"
+    if not is_untouched:
+        causes += "; and the pixels in the file were changed after it was drawn"
+    if stored is None or stored.shape != pixels.shape:
+        return f"the redrawn picture differs: {causes}", False
+    largest, share = pixel_difference(stored, pixels)
+    return f"the redrawn picture differs by up to {largest} of 255 in {share:.2%} of the bytes: {causes}", False
+
+
+def _causes(recorded: PictureMetadata, drawn: PictureMetadata) -> list[str]:
+    """What differs between the two computations, the likeliest cause first."""
+    before, now = recorded.computation, drawn.computation
+    pairs = [
+        ("another model", recorded.fingerprint[:10], drawn.fingerprint[:10]),
+        ("dtype", before.dtype, now.dtype),
+        ("device", before.device, now.device),
+        ("torch", before.torch, now.torch),
+        ("CPU", before.cpu, now.cpu),
+        ("batch size", before.batch_size, now.batch_size),
+        ("threads", before.threads, now.threads),
+        ("latentgen", recorded.version, __version__),
+    ]
+    return [f"{what} {old} then, {new} now" for what, old, new in pairs if old != new]
+
+
+def _folder(recorded: PictureMetadata, model: str | None) -> Path:
+    """The model's folder: as given, or by the name in the file if such a model is installed."""
+    if model is not None:
+        return resolve_model(model)
+    if recorded.model not in installed_models():
+        raise ModelNotFoundError(
+            f"the picture was drawn with {recorded.model} ({recorded.fingerprint[:10]}), a model that is not installed",
+            hint="name its folder with --model",
+        )
+    return resolve_model(recorded.model)
+
+
+def _available(recorded: Computation) -> tuple[str, str]:
+    """Device and dtype as recorded if this machine has such a device, else both as it is best at."""
+    from latentgen.pipeline import present_devices
+
+    is_here = any(present.split(":")[0] == recorded.device for present in present_devices())
+    return (recorded.device, recorded.dtype) if is_here else ("auto", "auto")

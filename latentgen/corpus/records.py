@@ -1,0 +1,63 @@
+"""One record of the corpus: a seed becomes a scene, its captions, its labels and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from latentgen.corpus.captions import caption
+from latentgen.corpus.hero_scenes import hero_caption, sample_hero_scene
+from latentgen.corpus.sampling import sample_scene
+from latentgen.corpus.scene import SceneSpec
+from latentgen.corpus.splits import held_out_pairs
+
+VocabularyName = Literal["full", "heroes"]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSource:
+    """A vocabulary as two functions: how scenes are drawn, and how they are put into words."""
+
+    sample: Callable[[np.random.Generator], SceneSpec]
+    caption: Callable[[SceneSpec, np.random.Generator], str]
+    needs_artwork: bool
+
+
+SCENE_SOURCES: dict[VocabularyName, SceneSource] = {
+    "full": SceneSource(sample_scene, caption, needs_artwork=True),
+    "heroes": SceneSource(sample_hero_scene, hero_caption, needs_artwork=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a seed stands for, short of its pixels."""
+
+    seed: int
+    scene: SceneSpec
+    captions: tuple[str, ...]
+
+    def labels(self) -> dict[str, Any]:
+        """What is stored beside the picture: seed, captions, reserved pairs (none: may be trained on), scene."""
+        return {
+            "seed": self.seed,
+            "captions": list(self.captions),
+            "held_out": list(held_out_pairs(self.scene)),
+            **self.scene.to_json(),
+        }
+
+
+def make_record(vocabulary: VocabularyName, seed: int, captions_per_image: int) -> Record:
+    """Scene and captions of a seed. Caption k depends on the seed and k alone."""
+    source = SCENE_SOURCES[vocabulary]
+    scene = source.sample(np.random.default_rng(seed))
+    captions = tuple(source.caption(scene, np.random.default_rng([seed, k])) for k in range(captions_per_image))
+    return Record(seed, scene, captions)
+
+
+def is_held_out(vocabulary: VocabularyName, seed: int) -> bool:
+    """Whether a seed's scene holds a reserved pair."""
+    return bool(held_out_pairs(SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))))

@@ -1,0 +1,104 @@
+"""How a picture was made, as it travels inside the picture. Never a path, a user name or a host name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
+
+from latentgen.errors import InputError
+from latentgen.images.a1111 import A1111Parameters
+from latentgen.request import GenerationRequest
+
+FORMAT = 1
+"""Raised when a reader of the old form would misread the new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """What a picture was computed with: the same request may differ in the last bit where these differ."""
+
+    device: str
+    """"cpu", "cuda" or "mps"."""
+    dtype: str
+    torch: str
+    """torch's version."""
+    cpu: str
+    """The vector instructions torch uses, for instance "AVX512"."""
+    threads: int
+    batch_size: int
+    """How many pictures went through the network together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureMetadata:
+    request: GenerationRequest
+    model: str
+    """The model's name: the last part of its folder."""
+    fingerprint: str
+    """The model's `ModelBundle.fingerprint()`."""
+    version: str
+    """latentgen's."""
+    pixels_sha256: str
+    computation: Computation
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "request": self.request.to_json(),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "version": self.version,
+            "pixels_sha256": self.pixels_sha256,
+            "computation": asdict(self.computation),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PictureMetadata:
+        """Raises InputError if this is not what `to_json` wrote."""
+        if value.get("format") != FORMAT:
+            raise InputError(
+                f"the picture's metadata have format {value.get('format')!r}; this version reads {FORMAT}",
+                hint="use the version of latentgen that made it",
+            )
+        texts = {name: value.get(name) for name in ("model", "fingerprint", "version", "pixels_sha256")}
+        request, computation = value.get("request"), value.get("computation")
+        if (
+            not isinstance(request, dict)
+            or not isinstance(computation, dict)
+            or not all(isinstance(text, str) for text in texts.values())
+        ):
+            raise InputError("the picture's metadata are incomplete")
+        kinds = {field.name: int if field.name in ("threads", "batch_size") else str for field in fields(Computation)}
+        if set(kinds) != set(computation) or any(type(computation[name]) is not kind for name, kind in kinds.items()):
+            raise InputError("the picture's metadata do not say how it was computed")
+        return cls(
+            request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
+            computation=Computation(**cast("dict[str, Any]", computation)),
+            **cast("dict[str, str]", texts),
+        )
+
+    def a1111(self, *, sampler_title: str, schedule_title: str) -> A1111Parameters:
+        """The same in the field's common words; the titles are the registry's ("DPM++ 2M", "Karras")."""
+        request = self.request
+        return A1111Parameters(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            fields={
+                "Steps": str(request.steps),
+                "Sampler": sampler_title,
+                "Schedule type": schedule_title,
+                "CFG scale": _number(request.guidance),
+                "Seed": str(request.seed),
+                "Size": f"{request.width_px}x{request.height_px}",
+                "Model hash": self.fingerprint[:10],
+                "Model": self.model,
+                "RNG": "CPU",
+                **({"Eta": _number(request.eta)} if request.eta else {}),
+                "Version": f"latentgen {self.version}",
+            },
+        )
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)

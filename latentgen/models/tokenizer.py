@@ -1,0 +1,296 @@
+"""CLIP's tokenizer: byte-level BPE over lower-cased text, 77 tokens a prompt (arXiv:2103.00020, section 2.4).
+
+The merging runs in the `tokenizers` library, built from the `vocab.json` and `merges.txt` that every CLIP folder
+carries, and gives the ids of `transformers.CLIPTokenizer`. Two differences, both on purpose: a control token spelled
+out inside a prompt is plain text (`<|startoftext|>` must not restart a sentence, and the `!` that SD 2.x pads with must
+stay an exclamation mark), and nothing need be cut unnoticed: `inspect` tells what does not fit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from torch import Tensor
+
+from latentgen.errors import ConfigError, InputError, ModelLoadError
+from latentgen.jsonfile import read_json, write_json, write_text
+
+CONTEXT_LENGTH: Final = 77
+"""Tokens of an encoded prompt, the two specials included: 75 remain for the words."""
+
+BOS: Final = "<|startoftext|>"
+EOS: Final = "<|endoftext|>"
+
+PUBLISHED_MERGES: Final = 48_894
+"""Merges of CLIP's vocabulary: 49,408 entries less 2 * 256 byte symbols and two specials (`simple_tokenizer.py`)."""
+
+_END_OF_WORD: Final = "</w>"
+_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What BPE may not merge across: English contractions, runs of letters, single digits, runs of anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt in tokens, and which words of it the text encoder will not see."""
+
+    ids: tuple[int, ...]
+    """Every token of the prompt, however long, without the specials."""
+    cut: str
+    """The end of the prompt that does not fit into 75 tokens, as it was written; empty if all of it fits."""
+
+
+class Tokenizer:
+    """Text to token ids and back, with one CLIP vocabulary.
+
+    `vocab` maps token to id (ids 0 .. n-1), `merges` are pairs in the order they were learnt, `bos`, `eos` and `pad`
+    are entries of `vocab`. Raises ModelLoadError if they do not form a byte-level vocabulary that can encode any text.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        bos: str = BOS,
+        eos: str = EOS,
+        pad: str = EOS,
+        source: str = "tokenizer",
+    ) -> None:
+        symbols = byte_symbols()
+        required = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), bos, eos, pad]
+        missing = [token for token in required if token not in vocab]
+        if missing:
+            raise ModelLoadError(
+                f"{source}: the vocabulary lacks {len(missing)} of CLIP's base tokens, such as {missing[0]!r}"
+            )
+        if sorted(vocab.values()) != list(range(len(vocab))):
+            raise ModelLoadError(f"{source}: the vocabulary's ids are not 0..{len(vocab) - 1}, each once")
+        self._vocab = dict(vocab)
+        self._merges = list(merges)
+        self._tokens = {number: token for token, number in self._vocab.items()}
+        self._bytes = {symbol: number for number, symbol in zip(_byte_order(), symbols, strict=True)}
+        self._bos, self._eos, self._pad = bos, eos, pad
+        self.bos_token_id = self._vocab[bos]
+        self.eos_token_id = self._vocab[eos]
+        self.pad_token_id = self._vocab[pad]
+        try:
+            model = BPE(self._vocab, self._merges, end_of_word_suffix=_END_OF_WORD)
+        except Exception as error:  # noqa: BLE001  the library raises bare Exception for a merge outside the vocabulary
+            raise ModelLoadError(f"{source}: merges and vocabulary do not belong together: {error}") from None
+        self._backend = Backend(model)
+        self._backend.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        self._backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocab)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Open a `tokenizer/` folder: vocab.json and merges.txt, or the tokenizer.json that newer transformers write.
+
+        Which token pads is read from the folder as transformers does: `<|endoftext|>` in SD 1.x, `!` in SD 2.x.
+        Raises ModelLoadError naming the file that is missing or wrong.
+        """
+        if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
+            vocab: dict[str, Any] = read_json(folder / "vocab.json")
+            merges = _parse_merges(folder / "merges.txt")
+        else:
+            vocab, merges = _read_single_file(folder / "tokenizer.json")
+        if any(type(number) is not int for number in vocab.values()):
+            raise ModelLoadError(f"{folder}: the vocabulary must map every token to an integer")
+        specials = _read_specials(folder)
+        return cls(
+            cast("dict[str, int]", vocab),
+            merges,
+            bos=specials.get("bos_token", BOS),
+            eos=specials.get("eos_token", EOS),
+            pad=specials.get("pad_token", specials.get("eos_token", EOS)),
+            source=str(folder),
+        )
+
+    @classmethod
+    def published(cls, merges: int | None = None) -> Tokenizer:
+        """CLIP's own vocabulary, or the same BPE cut to its first `merges` merges.
+
+        All 256 bytes are symbols of either, so the smaller one still encodes any text, only in more pieces: 7680 merges
+        give 8194 entries (2 * 256 byte symbols, the merges, bos 8192 and eos 8193).
+        Raises ConfigError if there are fewer merges than asked for.
+        """
+        pairs = _published_merges()
+        count = len(pairs) if merges is None else merges
+        if not 0 <= count <= len(pairs):
+            raise ConfigError(f"CLIP's vocabulary has {len(pairs)} merges; cannot take {count}")
+        pairs = pairs[:count]
+        symbols = byte_symbols()
+        tokens = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *(a + b for a, b in pairs), BOS, EOS]
+        return cls({token: number for number, token in enumerate(tokens)}, pairs, source="CLIP's published vocabulary")
+
+    def save(self, folder: Path) -> None:
+        """Write the four files from which `from_folder` and `transformers.CLIPTokenizer` open the same tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "vocab.json", self._vocab)
+        lines = ["#version: 0.2", *(f"{a} {b}" for a, b in self._merges)]
+        write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+        specials = {"bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad, "unk_token": self._eos}
+        write_json(folder / "special_tokens_map.json", specials)
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                **specials,
+                "add_prefix_space": False,
+                "do_lower_case": True,
+                "errors": "replace",
+                "model_max_length": CONTEXT_LENGTH,
+                "tokenizer_class": "CLIPTokenizer",
+            },
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text of any length, without specials. Raises InputError if it holds a lone surrogate."""
+        _check_text(text)
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def inspect(self, text: str) -> TokenizedPrompt:
+        """Tokenize and say what does not fit: `cut` begins with the first word that is not kept whole."""
+        _check_text(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        room = CONTEXT_LENGTH - 2
+        if len(encoding.ids) <= room:
+            return TokenizedPrompt(tuple(encoding.ids), "")
+        word = encoding.word_ids[room]
+        return TokenizedPrompt(tuple(encoding.ids), text[encoding.offsets[encoding.word_ids.index(word)][0] :])
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Token ids as the text encoder takes them: bos, at most 75 tokens, eos, padding; (B, 77) int64 on the CPU.
+
+        A longer prompt keeps its first 75 tokens, as in CLIP; `inspect` tells which words that leaves out.
+        Raises InputError if a text holds a lone surrogate.
+        """
+        rows: list[list[int]] = []
+        for text in texts:
+            ids = [self.bos_token_id, *self.tokenize(text)[: CONTEXT_LENGTH - 2], self.eos_token_id]
+            rows.append(ids + [self.pad_token_id] * (CONTEXT_LENGTH - len(ids)))
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), CONTEXT_LENGTH)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """The text of a row of ids, lower-cased, words and signs parted by one space; ends at the first eos.
+
+        Bytes that are no UTF-8 (a character cut in two) become U+FFFD. Raises InputError for an id outside 0..n-1.
+        """
+        numbers: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        data = bytearray()
+        for number in numbers:
+            if number == self.eos_token_id:
+                break
+            if number == self.bos_token_id:
+                continue
+            if number not in self._tokens:
+                raise InputError(f"token id {number} is outside the vocabulary of {self.vocab_size}")
+            token = self._tokens[number]
+            data.extend(self._bytes[symbol] for symbol in token.removesuffix(_END_OF_WORD))
+            if token.endswith(_END_OF_WORD):
+                data += b" "
+        return data.decode("utf-8", errors="replace").strip(" ")
+
+
+def write_tokenizer(folder: Path, merges: int | None) -> None:
+    """Write CLIP's vocabulary files: all 49,408 entries, or the same BPE cut to its first `merges` merges."""
+    Tokenizer.published(merges).save(folder)
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each byte, in the vocabulary's order (GPT-2's `bytes_to_unicode`)."""
+    return [chr(byte) if rank < 188 else chr(256 + rank - 188) for rank, byte in enumerate(_byte_order())]
+
+
+def _byte_order() -> list[int]:
+    """Bytes by id: first the 188 that print as themselves in Latin-1, then the others."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return printable + sorted(set(range(256)) - set(printable))
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"surrogate U+{code:04X}"
+        raise InputError(
+            f"the prompt is not valid text: {what} at position {error.start}", hint="pass it as UTF-8"
+        ) from None
+
+
+def _published_merges() -> list[tuple[str, str]]:
+    """CLIP's merges from the vocabulary file inside the installed open_clip (MIT), without importing open_clip."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError("CLIP's vocabulary comes with open_clip_torch, which is not installed")
+    path = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    return [(a, b) for a, b in (line.split() for line in lines[1 : PUBLISHED_MERGES + 1])]
+
+
+def _parse_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"{path} is missing", hint="the model folder is incomplete; copy or download it again"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from None
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise ModelLoadError(f"{path}, line {number}: expected two symbols, found {len(pair)}")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _read_single_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Vocabulary and merges out of a `tokenizer.json`; the rest of it restates what is fixed here."""
+    model = read_json(path).get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
+        raise ModelLoadError(f"{path}: not a CLIP tokenizer (BPE with the suffix {_END_OF_WORD})")
+    try:
+        pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        return dict(model["vocab"]), [(str(a), str(b)) for a, b in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"{path}: its vocabulary or merges are malformed: {error}") from None
+
+
+def _read_specials(folder: Path) -> dict[str, str]:
+    """bos, eos and pad. As in transformers, special_tokens_map.json wins unless the config lists its added tokens."""
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    extra = folder / "special_tokens_map.json"
+    if "added_tokens_decoder" not in config and extra.exists():
+        config = {**config, **read_json(extra)}
+    specials: dict[str, str] = {}
+    for key in ("bos_token", "eos_token", "pad_token"):
+        value = config.get(key)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            specials[key] = content
+        elif content is not None:
+            raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: {key} must be a token, not {content!r}")
+    return specials

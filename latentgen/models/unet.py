@@ -1,0 +1,181 @@
+"""The conditional U-Net of Stable Diffusion 1.x and 2.x, and of anything smaller of the same family.
+
+Parameter names are those of diffusers' `UNet2DConditionModel`, so its state dicts load strictly and without a key map.
+Architecture: latent diffusion, arXiv:2112.10752, section 3.3, on the U-Net of DDPM, arXiv:2006.11239, appendix B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentgen.config import UNetConfig
+from latentgen.errors import ShapeError
+from latentgen.models.attention import SpatialTransformer
+from latentgen.models.embeddings import TimeEmbedding, timestep_embedding
+from latentgen.models.layers import Downsample, ResnetBlock, Upsample, zero_init
+
+
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
+    block = ResnetBlock(
+        in_channels,
+        out_channels,
+        num_groups=config.norm_num_groups,
+        norm_eps=config.norm_eps,
+        time_embed_dim=config.time_embed_dim,
+    )
+    zero_init(block.conv2)
+    return block
+
+
+def _transformer(config: UNetConfig, level: int) -> SpatialTransformer:
+    return SpatialTransformer(
+        config.block_out_channels[level],
+        config.cross_attention_dim,
+        config.num_attention_heads[level],
+        depth=config.transformer_layers_per_block,
+        num_groups=config.norm_num_groups,
+        use_linear_projection=config.use_linear_projection,
+    )
+
+
+class DownBlock(nn.Module):
+    """One level on the way down: residual blocks, each followed by a transformer where the level attends."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        in_channels = widths[max(level - 1, 0)]
+        layers = range(config.layers_per_block)
+        self.resnets = nn.ModuleList(
+            _resnet(config, in_channels if layer == 0 else widths[level], widths[level]) for layer in layers
+        )
+        # An empty list has no parameters, hence no names: what a level lacks does not appear in its state dict.
+        self.attentions = nn.ModuleList(_transformer(config, level) for _ in layers if config.attention_levels[level])
+        is_coarsest = level == len(widths) - 1
+        self.downsamplers = nn.ModuleList([] if is_coarsest else [Downsample(widths[level], pad_all_sides=True)])
+
+    def forward(self, x: Tensor, time_emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x (B, C, h, w) -> the next level's input, and every feature map to be skipped to the way up, in order."""
+        skips: list[Tensor] = []
+        for layer, resnet in enumerate(self.resnets):
+            x = resnet(x, time_emb)
+            if self.attentions:
+                x = self.attentions[layer](x, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """The coarsest features: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
+        self.attentions = nn.ModuleList([_transformer(config, len(config.block_out_channels) - 1)])
+
+    def forward(self, x: Tensor, time_emb: Tensor, context: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        x = self.resnets[0](x, time_emb)
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, time_emb)
+
+
+class UpBlock(nn.Module):
+    """One level on the way up: as on the way down, with one layer more and a skip joined before each."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        width = widths[level]
+        coarser = widths[min(level + 1, len(widths) - 1)]
+        finer = widths[max(level - 1, 0)]
+        layers = range(config.layers_per_block + 1)
+        # A level's last skip is what its way down began with, so it has the finer level's width.
+        self.resnets = nn.ModuleList(
+            _resnet(config, (coarser if layer == 0 else width) + (finer if layer == layers[-1] else width), width)
+            for layer in layers
+        )
+        self.attentions = nn.ModuleList(_transformer(config, level) for _ in layers if config.attention_levels[level])
+        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(width)])
+
+    def forward(self, x: Tensor, skips: Sequence[Tensor], time_emb: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, h, w) and one skip a layer, in the order in which they are joined -> the finer level's input."""
+        for layer, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
+            x = resnet(torch.cat([x, skip], dim=1), time_emb)
+            if self.attentions:
+                x = self.attentions[layer](x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Noisy latents, timestep and text to the prediction (eps, v or sample: the network does not know which)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        levels = range(len(widths))
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], config.time_embed_dim)
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = zero_init(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor) -> Tensor:
+        """Predict from noisy latents x at timestep t under the text context.
+
+        Shapes: x (B, in_channels, h, w), sides multiples of 2^(levels - 1); t (B,) or a scalar for all, int or float,
+        in timesteps; context (B, M, cross_attention_dim), M = 77 for one chunk of text. Returns (B, out_channels,
+        h, w), zero before training.
+        Raises ShapeError when one of them does not fit this network or the others.
+        """
+        t = torch.as_tensor(t, device=x.device).reshape(-1)
+        self._check_shapes(x, t, context)
+        sinusoids = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
+        time_emb = self.time_embedding(sinusoids.expand(len(x), -1))  # (B, time_embed_dim)
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time_emb, context)
+            skips.extend(block_skips)
+
+        x = self.mid_block(x, time_emb, context)
+
+        layers = self.config.layers_per_block + 1
+        for block in self.up_blocks:
+            skips, block_skips = skips[:-layers], skips[-layers:]
+            x = block(x, block_skips[::-1], time_emb, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _check_shapes(self, x: Tensor, t: Tensor, context: Tensor) -> None:
+        config = self.config
+        if x.ndim != 4 or x.shape[1] != config.in_channels:
+            raise ShapeError(
+                f"U-Net: latents are {tuple(x.shape)}, but this network takes (B, {config.in_channels}, h, w)"
+            )
+        height, width = x.shape[-2:]
+        multiple = 2 ** (len(config.block_out_channels) - 1)
+        if height % multiple or width % multiple:
+            raise ShapeError(
+                f"U-Net: latents are {height} high and {width} wide, but both sides must be multiples of {multiple}"
+            )
+        if len(t) not in (1, len(x)):
+            raise ShapeError(f"U-Net: {len(t)} timesteps for {len(x)} latents; one for all or one each is needed")
+        if context.ndim != 3 or context.shape[0] != len(x) or context.shape[2] != config.cross_attention_dim:
+            raise ShapeError(
+                f"U-Net: context is {tuple(context.shape)}, but {len(x)} latents and this network "
+                f"take ({len(x)}, tokens, {config.cross_attention_dim})"
+            )

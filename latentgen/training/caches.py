@@ -1,0 +1,143 @@
+"""What a frozen VAE and a frozen text encoder say about a data set, computed once.
+
+Each file is named after the content it was made from (data, weights, size), so a stale one is never met: changed
+captions, pictures or weights have another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latentgen.checkpoints.io import is_finite, raw_bytes
+from latentgen.data.array_file import open_array, write_array
+from latentgen.data.pixels import PixelCache, to_float
+from latentgen.data.records import Record, fingerprint
+from latentgen.errors import RuntimeFailure
+from latentgen.models.clip_text import CLIPTextModel
+from latentgen.models.tokenizer import Tokenizer
+from latentgen.models.vae import AutoencoderKL
+
+PICTURES_AT_A_TIME = 4
+"""With channels_last and bf16 on a CPU 1.6 times as fast as 16 in the default layout (measured)."""
+CAPTIONS_AT_A_TIME = 64
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A short SHA-256 over a module's tensors, names included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(raw_bytes(value.detach().cpu().contiguous()))
+    return digest.hexdigest()[:16]
+
+
+class LatentCache:
+    """Posterior mean and log-variance of every picture, (C, h, w) each; kept as (N, 2, C, h, w) float16, raw z.
+
+    Computed where the VAE is; that turns it to the channels_last layout.
+    Raises RuntimeFailure if the VAE's answer does not fit into float16, or the disk refuses the file.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        pixels: PixelCache,
+        vae: AutoencoderKL,
+        folder: Path,
+        report: Callable[[str], None],
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        side = pixels.side_px
+        self.path = folder / f"latents-{fingerprint(records)}-{weights_fingerprint(vae)}-{side}.npy"
+        latent_side = side // vae.config.downscale
+        shape = (len(records), 2, vae.config.latent_channels, latent_side, latent_side)
+        if not self.path.exists():
+            report(f"encoding {len(records)} pictures with the VAE")
+            write_array(self.path, shape, np.float16, _encode_pictures(vae, pixels, autocast))
+        self._latents: NDArray[np.float16] = open_array(self.path, shape, np.float16)
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def posterior(self, item: int) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of one picture, (C, h, w) float32."""
+        mean, logvar = torch.from_numpy(self._latents[item].astype(np.float32))
+        return mean, logvar
+
+
+class ContextCache:
+    """Text-encoder states of every distinct caption, and of the empty prompt: (77, D) float16 each.
+
+    Computed where the text encoder is. Raises RuntimeFailure as `LatentCache` does.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        tokenizer: Tokenizer,
+        encoder: CLIPTextModel,
+        folder: Path,
+        report: Callable[[str], None],
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        captions = sorted({caption for record in records for caption in record.captions} | {""})
+        digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
+        self.path = folder / f"contexts-{digest}-{weights_fingerprint(encoder)}.npy"
+        self._row = {caption: row for row, caption in enumerate(captions)}
+        shape = (len(captions), encoder.config.max_position_embeddings, encoder.config.hidden_size)
+        if not self.path.exists():
+            report(f"encoding {len(captions)} distinct captions")
+            write_array(self.path, shape, np.float16, _encode_captions(encoder, tokenizer, captions, autocast))
+        self._contexts: NDArray[np.float16] = open_array(self.path, shape, np.float16)
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def context(self, caption: str) -> Tensor:
+        """(77, D) float32; the empty string is the unconditional context."""
+        return torch.from_numpy(self._contexts[self._row[caption]].astype(np.float32))
+
+
+def _encode_pictures(
+    vae: AutoencoderKL, pixels: PixelCache, autocast: torch.dtype | None
+) -> Iterator[NDArray[np.float16]]:
+    device = next(vae.parameters()).device
+    vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  missing in torch's overloads
+    for start in range(0, len(pixels), PICTURES_AT_A_TIME):
+        items = list(range(start, min(start + PICTURES_AT_A_TIME, len(pixels))))
+        batch = to_float(pixels.batch(items)).to(device, memory_format=torch.channels_last)
+        with torch.inference_mode(), _autocast(device, autocast):
+            mean, logvar = vae.encode(batch)
+        yield _as_float16(torch.stack([mean, logvar], dim=1), f"the VAE's latents of pictures {items}")
+
+
+def _encode_captions(
+    encoder: CLIPTextModel, tokenizer: Tokenizer, captions: list[str], autocast: torch.dtype | None
+) -> Iterator[NDArray[np.float16]]:
+    device = next(encoder.parameters()).device
+    for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
+        ids = tokenizer.encode(captions[start : start + CAPTIONS_AT_A_TIME]).to(device)
+        with torch.inference_mode(), _autocast(device, autocast):
+            contexts = encoder(ids)
+        yield _as_float16(contexts, f"the text encoder's states of captions {start}..{start + len(ids) - 1}")
+
+
+def _as_float16(values: Tensor, what: str) -> NDArray[np.float16]:
+    halves = values.half().cpu()
+    if not is_finite(halves):
+        raise RuntimeFailure(f"{what} are not finite in float16", hint="are these the weights of a trained model?")
+    return halves.numpy()
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

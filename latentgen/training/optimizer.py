@@ -1,0 +1,104 @@
+"""AdamW, and Muon for the matrices.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by its nearest
+orthogonal matrix, so directions of small gradient move as far as those of large gradient. Measured on our autoencoder
+from scratch, at equal minutes on two cores: 20.2 dB against 16.7 dB after 40 s, because AdamW learns luminance long
+before it learns colour. torch.optim.Muon (torch 2.9) takes 2-D parameters only; convolution kernels are most of our
+weights, so this one flattens them to (out, in * kh * kw).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration: they push every singular value into about [0.7, 1.2]."""
+MUON_MOMENTUM = 0.95
+SMALLEST_MATRIX_SIDE = 4
+"""Kernels with fewer channels on a side (the picture's 3) are left to AdamW."""
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups marked `muon` are stepped by Muon instead."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # With fp16, a gradient scaler asks a fused optimizer to look for itself whether the gradients overflowed.
+        overflowed: Tensor | None = getattr(self, "found_inf", None)
+        if overflowed is not None and bool(overflowed):
+            return loss
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._muon_step(parameter, group)
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+    def _muon_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad
+        assert gradient is not None, "checked by step"
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(gradient, 1 - MUON_MOMENTUM)
+        nesterov = gradient.lerp(momentum, MUON_MOMENTUM)
+        update = orthogonalize(nesterov.flatten(1)).view_as(parameter)
+        rows, columns = parameter.shape[0], parameter[0].numel()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update.to(parameter), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """About the nearest orthogonal matrix to (m, n), by five Newton-Schulz steps in bfloat16; same shape."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def make_optimizer(
+    network: nn.Module, *, lr: float, muon_lr: float | None, weight_decay: float, beta2: float
+) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters; with `muon_lr`, Muon over matrices and kernels.
+
+    Each group carries `peak_lr`, which the loop scales by the schedule. Weight decay is on matrices and kernels only,
+    not on biases, norms and embeddings. Embeddings stay with AdamW: a row's update should not depend on other rows.
+    """
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2 or id(parameter) in embeddings:
+            plain.append(parameter)
+        elif muon_lr is not None and parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= SMALLEST_MATRIX_SIDE:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "muon": True, "peak_lr": muon_lr, "weight_decay": weight_decay},
+        {"params": decayed, "muon": False, "peak_lr": lr, "weight_decay": weight_decay},
+        {"params": plain, "muon": False, "peak_lr": lr, "weight_decay": 0.0},
+    ]
+    return MuonAdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, beta2), fused=True)

@@ -1,0 +1,175 @@
+"""Training the U-Net: predict eps, v or x0 from noised latents and a caption's context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from latentgen.config import DiffusionConfig, GenerationDefaults
+from latentgen.data.records import Record
+from latentgen.diffusion.guidance import GuidedDenoiser
+from latentgen.diffusion.latents import LatentSpace
+from latentgen.diffusion.losses import diffusion_loss, min_snr_weights, training_target
+from latentgen.diffusion.noise import NoiseSource, starting_point
+from latentgen.diffusion.schedule import NoiseSchedule
+from latentgen.images.pixels import to_pixels
+from latentgen.models.clip_text import CLIPTextModel
+from latentgen.models.tokenizer import Tokenizer
+from latentgen.models.unet import UNet
+from latentgen.models.vae import AutoencoderKL
+from latentgen.samplers.registry import get_sampler
+from latentgen.training.caches import ContextCache, LatentCache
+from latentgen.training.rng import Draw
+
+TimestepSampling = Literal["uniform", "logit-normal"]
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class UNetObjectiveConfig:
+    """How the noise is drawn and the error weighted."""
+
+    caption_dropout: float = 0.1
+    """Share of samples trained on the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
+    timestep_sampling: TimestepSampling = "uniform"
+    """uniform, or logit-normal(0, 1) in t/T: more of the middle (arXiv:2403.03206, section 3.1)."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weighting (arXiv:2303.09556); None: plain MSE."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """Prompts drawn again and again while training, with everything frozen that drawing needs, on the network's device."""
+
+    prompts: tuple[str, ...]
+    defaults: GenerationDefaults
+    tokenizer: Tokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    columns: int = 4
+
+
+class UNetBatch(NamedTuple):
+    latents: Tensor
+    """(B, C, h, w) clean, normalised."""
+    eps: Tensor
+    """(B, C, h, w) standard normal."""
+    t: Tensor
+    """(B,) int64 in [0, T)."""
+    context: Tensor
+    """(B, 77, D)."""
+
+
+class UNetObjective:
+    """The DDPM objective on latents (arXiv:2006.11239, eq. 14; arXiv:2112.10752, eq. 3), with captions dropped at random."""
+
+    def __init__(
+        self,
+        network: UNet,
+        diffusion: DiffusionConfig,
+        space: LatentSpace,
+        records: list[Record],
+        latents: LatentCache,
+        contexts: ContextCache,
+        config: UNetObjectiveConfig,
+        plan: SamplePlan | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """identity: fingerprints of the data and of the frozen parts; a resumed run must share them."""
+        self._network, self.diffusion, self.space = network, diffusion, space
+        self.records, self.latents, self.contexts = records, latents, contexts
+        self.config, self.plan, self.identity = config, plan, identity
+        self.schedule = NoiseSchedule.from_config(diffusion)
+
+    @property
+    def network(self) -> UNet:
+        return self._network
+
+    @property
+    def items(self) -> int:
+        return len(self.records)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "objective": "unet",
+            "unet": asdict(self._network.config),
+            "diffusion": asdict(self.diffusion),
+            **asdict(self.config),
+            **self.identity,
+        }
+
+    def batch(self, draws: Sequence[Draw]) -> UNetBatch:
+        latents: list[Tensor] = []
+        eps: list[Tensor] = []
+        contexts: list[Tensor] = []
+        for draw in draws:
+            mean, logvar = self.latents.posterior(draw.item)
+            generator = draw.generator("noise")
+            posterior_noise = torch.randn(mean.shape, generator=generator)
+            latents.append(self.space.normalize(mean + torch.exp(0.5 * logvar) * posterior_noise))
+            eps.append(torch.randn(mean.shape, generator=generator))
+            contexts.append(self.contexts.context(self._caption(draw)))
+        t = torch.tensor([self.timestep(draw) for draw in draws])
+        return UNetBatch(torch.stack(latents), torch.stack(eps), t, torch.stack(contexts))
+
+    def timestep(self, draw: Draw) -> int:
+        """t of one sample. Consecutive samples step through (0, 1) by the golden ratio, so that every batch covers it
+        evenly: a low-discrepancy draw with less gradient noise than independent ones (arXiv:2107.00630, section I.1).
+        """
+        u = (0.5 + draw.index * GOLDEN_RATIO) % 1.0
+        if self.config.timestep_sampling == "logit-normal":
+            u = float(torch.sigmoid(torch.special.ndtri(torch.tensor(u, dtype=torch.float64))))
+        return min(int(u * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
+
+    def loss(self, network: nn.Module, batch: UNetBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        noisy = self.schedule.add_noise(batch.latents, batch.eps, batch.t)
+        target = training_target(self.schedule, self.diffusion.prediction_type, batch.latents, batch.eps, batch.t)
+        gamma = self.config.min_snr_gamma
+        weights = None
+        if gamma is not None:
+            weights = min_snr_weights(self.schedule, self.diffusion.prediction_type, batch.t, gamma)
+        return diffusion_loss(network(noisy, batch.t, batch.context), target, weights).mean(), {}
+
+    def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
+        """A sheet of the plan's prompts, seed k for prompt k."""
+        if self.plan is None:
+            return
+        assert isinstance(network, UNet), "the loop hands back the network it was given"
+        columns, defaults = self.plan.columns, self.plan.defaults
+        rows = -(-len(self.plan.prompts) // columns)
+        sheet = Image.new("RGB", (columns * defaults.width_px, rows * defaults.height_px))
+        for k, z in enumerate(self._draw(network, self.plan)):
+            row, column = divmod(k, columns)
+            tile = Image.fromarray(to_pixels(self.plan.vae.decode(z[None])[0]))
+            sheet.paste(tile, (column * defaults.width_px, row * defaults.height_px))
+        sheet.save(folder / f"step_{step:08d}.png")
+
+    def _draw(self, network: UNet, plan: SamplePlan) -> Tensor:
+        """Raw z (B, C, h, w) for the plan's prompts, on the network's device."""
+        device, defaults = next(network.parameters()).device, plan.defaults
+        cond, uncond = (plan.text_encoder(plan.tokenizer.encode(texts).to(device)) for texts in (plan.prompts, ("",)))
+        denoise = GuidedDenoiser(
+            network, self.schedule, self.diffusion.prediction_type, cond, uncond, defaults.guidance
+        )
+        sigmas = self.schedule.inference_sigmas(defaults.steps, defaults.schedule)
+        shape = self.space.shape(defaults.height_px, defaults.width_px)
+        source = NoiseSource(range(len(plan.prompts)))
+        start = starting_point(source.draw(shape), float(sigmas[0])).to(device)
+        sampler = get_sampler(defaults.sampler)
+        latents = sampler(denoise, start, sigmas, noise=lambda: source.draw(shape).to(device))
+        return self.space.denormalize(latents)
+
+    def _caption(self, draw: Draw) -> str:
+        generator = draw.generator("caption")
+        dropped, which = torch.rand(2, generator=generator).tolist()
+        if dropped < self.config.caption_dropout:
+            return ""
+        captions = self.records[draw.item].captions
+        return captions[int(which * len(captions))]

@@ -1,0 +1,104 @@
+"""The front door: help, version, one terminal, one closed pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from latentgen import __version__
+from latentgen.cli.app import COMMANDS
+from tests.cli.conftest import Cli
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+OURS = ("generate", "replay", "info", "models", "doctor")
+
+
+def test_help_lists_every_command_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "latentgen", "--help"]
+    seconds: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    for group in COMMANDS.values():
+        for name, entry in group.items():
+            assert re.search(rf"^  {name} +{re.escape(entry.help)}$", done.stdout, flags=re.MULTILINE)
+    with capsys.disabled():
+        print(f" --help in {min(seconds):.3f} s ", end="")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
+def test_help_is_what_nothing_asks_for(arguments: list[str], cli: Cli) -> None:
+    outcome = cli(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == cli("--help").out
+
+
+def test_the_version_is_the_packages(cli: Cli) -> None:
+    assert cli("--version").out == f"latentgen {__version__}\n"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_command_has_a_help_page_with_two_examples(name: str, cli: Cli) -> None:
+    outcome = cli(name, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count(f"latentgen {name} ") >= 3, "usage and two examples"
+    assert cli(name, "-h").out == outcome.out
+
+
+def test_the_help_page_of_generate_names_every_alias(cli: Cli) -> None:
+    page = cli("generate", "--help").out
+    for flag in ("--repeats", "--cfg-scale", "--negative", "--from-file", "--dry-run", "--size", "-W", "-H"):
+        assert flag in page
+
+
+def test_colours_and_progress_are_for_terminals_and_no_color_is_obeyed(tiny_model: Path, tmp_path: Path) -> None:
+    """A real terminal for stderr: a bar is drawn there; with NO_COLOR it carries no colour; stdout stays clean."""
+    arguments = ["generate", "a cat", "-m", str(tiny_model), "-s", "1", "--overwrite", "-o", "a.png"]
+    command = [sys.executable, "-m", "latentgen", *arguments]
+    seen: dict[str, bytes] = {}
+    for mode, extra in (("plain", {}), ("no colour", {"NO_COLOR": "1"}), ("no bar", {})):
+        leader, follower = pty.openpty()
+        last = ["--no-progress"] if mode == "no bar" else []
+        environment = {**ENVIRONMENT, "TERM": "xterm-256color", **extra}
+        done = subprocess.run(
+            [*command, *last], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=follower, check=True
+        )
+        os.close(follower)
+        seen[mode] = os.read(leader, 1 << 16) if last == [] else b""
+        os.close(leader)
+        assert done.stdout == b"a.png\n"
+    assert b"drawing" in seen["plain"]
+    assert re.search(rb"\x1b\[[0-9;]*3[0-9]", seen["plain"])
+    assert b"drawing" in seen["no colour"]
+    assert not re.search(rb"\x1b\[[0-9;]*3[0-9]", seen["no colour"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor"]])
+def test_a_reader_that_has_gone_is_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "latentgen", *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+
+
+def test_a_closed_stdout_is_survived(tiny_model: Path, tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m latentgen generate 'a cat' -m {tiny_model} -s 1 -o a.png >&-"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a.png").exists()

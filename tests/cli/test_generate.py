@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentgen.checkpoints.folder import ModelBundle
+from latentgen.images.files import read_picture
+from latentgen.images.pixels import pixels_sha256
+from tests.cli.conftest import Cli
+from tests.limits import file_size_limit
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def requests_in(folder: Path) -> dict[str, dict[str, object]]:
+    """The request each picture of a folder carries, by file name."""
+    found: dict[str, dict[str, object]] = {}
+    for path in sorted(folder.iterdir()):
+        document = read_picture(path)[1].document
+        assert document is not None
+        found[path.name] = document["request"]
+    return found
+
+
+def test_one_prompt_is_one_picture(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "--seed", "5", "-o", "cat.png")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "cat.png\n", "")
+    pixels, text = read_picture(tmp_path / "cat.png")
+    assert pixels.shape == (64, 64, 3)
+    assert pixels.std() > 10
+    assert text.parameters is not None
+    assert re.fullmatch(
+        r"a cat\nSteps: 4, Sampler: DPM\+\+ 2M, Schedule type: Karras, CFG scale: 3, Seed: 5, Size: 64x64, "
+        r"Model hash: [0-9a-f]{10}, Model: tiny, RNG: CPU, Version: latentgen [0-9.]+",
+        text.parameters,
+    )
+    assert text.document is not None
+    assert text.document["pixels_sha256"] == pixels_sha256(pixels)
+
+
+def test_every_flag_reaches_the_request(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    names = ("--sampler", "DDIM", "--schedule", "Trailing", "--negative", "fog", "-o", "a.png", "--format", "png")
+    numbers = ("--seed", "0", "--cfg-scale", "0", "--steps", "2", "--eta", "0.5", "-W", "48", "-H", "80")
+    assert cli("generate", "-p", "a cat", "-m", tiny_model, *names, *numbers).code == 0
+    assert requests_in(tmp_path)["a.png"] == {
+        "prompt": "a cat",
+        "negative_prompt": "fog",
+        "seed": 0,
+        "width_px": 48,
+        "height_px": 80,
+        "steps": 2,
+        "guidance": 0.0,
+        "sampler": "ddim",
+        "schedule": "trailing",
+        "eta": 0.5,
+    }
+
+
+def test_a1111s_names_are_understood(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    assert cli("generate", "a", "-m", tiny_model, "--sampler", "Euler a", "-o", "a.png").code == 0
+    assert cli("generate", "a", "-m", tiny_model, "--sampler", "DPM++ 2M Karras", "-o", "b.png").code == 0
+    requests = requests_in(tmp_path)
+    assert requests["a.png"]["sampler"] == "euler_a"
+    assert (requests["b.png"]["sampler"], requests["b.png"]["schedule"]) == ("dpmpp_2m", "karras")
+
+
+def test_picture_i_has_seed_plus_i_and_is_the_picture_of_that_seed(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "7", "-n", "3", "-o", "{seed}.png")
+    assert outcome.out.split() == ["7.png", "8.png", "9.png"]
+    assert cli("generate", "a cat", "-m", tiny_model, "-s", "8", "-o", "alone.png").code == 0
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "8.png").read_bytes()
+
+
+def test_prompts_come_from_arguments_options_and_files(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeff# comment\r\na fox\r\n\r\n  über, -x  \r\n".encode())
+    outcome = cli(
+        "generate", "a cat", "-p", "a dog", "--prompts", "p.txt", "-m", tiny_model, "-o", "out/", "--seed", "1"
+    )
+    assert (outcome.code, len(outcome.out.split())) == (0, 4)
+    prompts = [request["prompt"] for request in requests_in(tmp_path / "out").values()]
+    assert prompts == ["a cat", "a dog", "a fox", "über, -x"]
+
+
+def test_a_jsonl_line_may_hold_any_flag(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a fox", "seed": 4, "steps": 2, "size": "48x80", "guidance": 1},
+        {"prompt": "a hen", "sampler": "Euler a", "negative-prompt": "fog", "count": 2},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = cli("generate", "--prompts", "p.jsonl", "-m", tiny_model, "-o", "out/", "--seed", "1", "--negative", "x")
+    assert outcome.code == 0, outcome.err
+    fox, hen, second_hen = requests_in(tmp_path / "out").values()
+    assert (fox["seed"], fox["steps"], fox["width_px"], fox["height_px"], fox["guidance"]) == (4, 2, 48, 80, 1.0)
+    assert (fox["negative_prompt"], hen["negative_prompt"]) == ("x", "fog")
+    assert (hen["seed"], second_hen["seed"], hen["sampler"], hen["steps"]) == (1, 2, "euler_a", 4)
+
+
+def test_standard_input_is_a_prompt_a_line(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a fox\na hen\n")))
+    assert cli("generate", "-p", "-", "-m", tiny_model, "-o", "out/").code == 0
+    assert [request["prompt"] for request in requests_in(tmp_path / "out").values()] == ["a fox", "a hen"]
+
+
+def test_a_random_seed_is_printed_and_stored(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "--seed=-1", "-o", "a.png")
+    seed = requests_in(tmp_path)["a.png"]["seed"]
+    assert outcome.err == f"seed {seed}\n"
+    assert cli("generate", "a cat", "-m", tiny_model, "-o", "b.png", "-q").err == ""
+    assert requests_in(tmp_path)["b.png"]["seed"] != seed
+
+
+# Files
+
+
+def test_numbers_go_on_where_the_folder_ends(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    for seed in ("3", "2"):
+        assert cli("generate", "a cat", "-m", tiny_model, "-s", seed, "-n", "2").code == 0
+    names = sorted(path.name for path in (tmp_path / "outputs").iterdir())
+    assert [name.split("-", 3)[3] for name in names] == ["00001-3.png", "00002-4.png", "00003-2.png", "00004-3.png"]
+    assert all(re.match(r"\d{4}-\d\d-\d\d-", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("-o", "{prompt_slug}-{n:03}.webp"), "a-red-cat-001.webp"),
+        (("-o", "x.jpg"), "x.jpg"),
+        (("-o", "pictures", "--format", "jpg"), r"pictures/.*-00001-5\.jpg"),
+    ],
+)
+def test_names_and_formats(arguments: tuple[str, ...], name: str, cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = cli("generate", "A  red/../Cat!", "-m", tiny_model, "-s", "5", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert re.fullmatch(name, outcome.out.strip())
+    _, text = read_picture(tmp_path / outcome.out.strip())
+    assert text.document is not None
+
+
+def test_nothing_is_replaced_unless_asked(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"mine")
+    assert cli("generate", "a cat", "-m", tiny_model, "-o", "a.png").code == 2
+    assert (tmp_path / "a.png").read_bytes() == b"mine"
+    assert cli("generate", "a cat", "-m", tiny_model, "-o", "a.png", "--overwrite").code == 0
+    assert (tmp_path / "a.png").read_bytes() != b"mine"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentgen.pipeline import TextToImage
+
+    draw = TextToImage.generate
+
+    def slow(self: TextToImage, *arguments: object, **options: object) -> object:
+        (tmp_path / "a.png").write_bytes(b"theirs")
+        return draw(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(TextToImage, "generate", slow)
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-o", "a.png")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert (tmp_path / "a.png").read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_without_metadata_the_prompt_is_nowhere(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    assert cli("generate", "zanzibar", "-m", tiny_model, "--no-metadata", "-o", "out/").code == 0
+    (path,) = (tmp_path / "out").iterdir()
+    assert b"zanzibar" not in path.read_bytes()
+    assert "zanzibar" not in path.name
+    assert b"tEXt" not in path.read_bytes()
+    assert b"iTXt" not in path.read_bytes()
+
+
+def test_metadata_never_hold_paths_or_names_of_people(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", "canary-9f31")
+    assert cli("generate", "a cat", "-m", tiny_model, "-o", "a.png").code == 0
+    data = (tmp_path / "a.png").read_bytes()
+    for secret in (str(tiny_model.parent), str(tmp_path), os.uname().nodename, "canary-9f31"):
+        assert secret.encode() not in data
+
+
+# Words
+
+
+def test_json_is_one_event_a_line(cli: Cli, tiny_model: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "5", "-n", "2", "-o", "{seed}.png", "--json")
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [event["event"] for event in events] == [*["step"] * 4, "picture", *["step"] * 4, "picture", "done"]
+    assert events[3] == {"event": "step", "done": 4, "total": 8}
+    assert (events[4]["path"], events[4]["seed"], events[4]["denoise_s"] > 0) == ("5.png", 5, True)
+    assert (events[-1]["pictures"], events[-1]["failed"], events[-1]["load_s"] > 0) == (2, 0, True)
+
+
+def test_a_dry_run_says_what_would_be_drawn_and_draws_nothing(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "5", "-n", "2", "--steps", "9", "--dry-run")
+    lines = outcome.out.splitlines()
+    assert len(lines) == 2
+    assert re.search(r"outputs/.*-00002-6\.png  64x64  seed 6  9 steps dpmpp_2m karras  guidance 3  'a cat'", lines[1])
+    assert os.listdir(tmp_path) == []
+    plan = json.loads(cli("generate", "a cat", "-m", tiny_model, "-s", "5", "--dry-run", "--json").out)
+    assert (plan["event"], plan["request"]["seed"]) == ("plan", 5)
+
+
+def test_a_prompt_that_is_too_long_says_what_is_lost(cli: Cli, tiny_model: Path) -> None:
+    outcome = cli("generate", "a cat " + "1 " * 75 + "and a zebra", "-m", tiny_model, "-o", "a.png", "-q")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: the text encoder reads 75 tokens")
+    assert outcome.err.rstrip().endswith("and a zebra'")
+
+
+def test_verbose_says_how_long_it_took(cli: Cli, tiny_model: Path) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "1", "-o", "a.png", "-v", "--threads", "1")
+    assert re.search(r"loaded tiny on cpu in \d+\.\d\d s\n1 of 1 pictures in \d+\.\d\d s\n", outcome.err)
+
+
+# Failures while drawing
+
+
+@pytest.mark.parametrize(("bad", "code", "drawn"), [((1,), 5, 2), ((0, 1, 2), 1, 0)])
+def test_pictures_that_fail_do_not_take_the_others_along(
+    bad: tuple[int, ...], code: int, drawn: int, cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentgen import pipeline
+
+    class Poisoned(pipeline.NoiseSource):
+        def __init__(self, seeds: list[int]) -> None:
+            super().__init__(seeds)
+            self.is_bad = seeds[0] in bad
+
+        def draw(self, shape: tuple[int, ...]) -> torch.Tensor:
+            return super().draw(shape) * (float("nan") if self.is_bad else 1.0)
+
+    monkeypatch.setattr(pipeline, "NoiseSource", Poisoned)
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "0", "-n", "3", "-o", "{seed}.png")
+    assert outcome.code == code
+    assert len(outcome.out.split()) == drawn
+    assert "latents are not finite from step 1 of 4" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert len(list(Path().iterdir())) == drawn
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_ends_with_4(
+    error: Exception, cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ModelBundle) -> str:
+        raise error
+
+    monkeypatch.setattr(ModelBundle, "fingerprint", fail)
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-o", "a.png")
+    assert (outcome.code, outcome.out) == (4, "")
+    assert outcome.err.startswith("error: not enough memory (a smaller --size")
+    assert os.listdir() == []
+
+
+def test_a_full_disk_ends_with_1_and_leaves_nothing(cli: Cli, tiny_model: Path) -> None:
+    with file_size_limit(100):
+        outcome = cli("generate", "a cat", "-m", tiny_model, "-o", "a.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.endswith("error: a.png could not be written: File too large\n")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_leaves_whole_pictures(number: int, code: int, word: str, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "a cat", "-m", str(tiny_model), "-s", "1", "-n", "9999", "-o", "{seed}.png"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentgen", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1.png\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert err == f"{word}\n"
+    files = sorted(tmp_path.iterdir())
+    assert files
+    for path in files:
+        assert read_picture(path)[0].shape == (64, 64, 3)

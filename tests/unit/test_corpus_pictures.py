@@ -1,0 +1,113 @@
+"""The drawing itself: every procedural hero in some setting, against thumbnails that were looked at and kept.
+
+After a wanted change of drawing, raise `CORPUS_VERSION`, write the sheet again with
+`python -m tests.unit.test_corpus_pictures`, and look at it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentgen.corpus.compose import render_scene
+from latentgen.corpus.hero_scenes import sample_hero_scene
+from latentgen.corpus.scene import Category, Drawing, Noun, SceneSpec, Subject
+
+SHEET = Path(__file__).with_name("corpus_golden.png")
+THUMBNAIL_PX = 16
+COLUMNS = 6
+TOLERANCE = 1
+"""Of a thumbnail's pixel, the mean of 256: another CPU's rounding moves it by less, a moved window by more."""
+
+
+def _subject(drawing: Drawing, category: Category, colour: str | None = None, count: int = 1) -> tuple[Subject, ...]:
+    return (Subject(Noun(drawing, category, drawing), count, colour),)
+
+
+def _scenes() -> list[SceneSpec]:
+    """All 20 drawings, 21 settings, 5 times, 9 weathers and 6 styles, in few pictures."""
+    lighthouse = _subject("lighthouse", "building", "red")
+    return [
+        SceneSpec("cliff", "sunset", lighthouse),
+        SceneSpec("sea", "night", _subject("lighthouse", "building", "white"), "cloudy", sun_behind=True),
+        SceneSpec("island", "dawn", _subject("palm", "plant"), "rainbow"),
+        SceneSpec("beach", "day", _subject("palm", "plant", count=3), side=None),
+        SceneSpec("sea", "dusk", _subject("sailboat", "water", "blue", 2), "clear"),
+        SceneSpec("lake", "day", _subject("cabin", "building"), "snow"),
+        SceneSpec("meadow", "sunset", _subject("windmill", "building"), "cloudy", "watercolor"),
+        SceneSpec("hills", "night", _subject("castle", "building", "pink"), "aurora"),
+        SceneSpec("village", "day", _subject("barn", "building", "red"), "rain"),
+        SceneSpec("snow", "dusk", _subject("igloo", "building"), size="large"),
+        SceneSpec("garden", "dawn", _subject("pagoda", "building"), "fog"),
+        SceneSpec("forest", "night", _subject("campfire", "building")),
+        SceneSpec("sea", "day", _subject("suspension", "building"), "overcast"),
+        SceneSpec("mountains", "day", _subject("volcano", "building"), "storm"),
+        SceneSpec("farm", "sunset", _subject("balloon", "air", "yellow"), side="left", size="small"),
+        SceneSpec("autumn", "day", _subject("autumn", "plant"), style="oil painting"),
+        SceneSpec("river", "dawn", _subject("house", "building", "blue"), "clear", "pencil sketch"),
+        SceneSpec("desert", "night", _subject("cactus", "plant"), style="neon"),
+        SceneSpec("city", "dusk", _subject("round", "plant", count=2), style="pixel art"),
+        SceneSpec("table", "sunset", _subject("birch", "plant"), "cloudy"),
+        SceneSpec("studio", "day", _subject("cherry", "plant"), backdrop="teal", size="giant"),
+        SceneSpec("underwater", "day", _subject("house", "building")),
+        SceneSpec("space", "day", _subject("balloon", "air", "white")),
+        SceneSpec("hills", "day", (*lighthouse, *_subject("pine", "plant")), behind=True),
+    ]
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    block = pixels.shape[0] // THUMBNAIL_PX
+    return pixels.reshape(THUMBNAIL_PX, block, THUMBNAIL_PX, block, 3).mean((1, 3))
+
+
+def _sheet() -> NDArray[np.uint8]:
+    thumbnails = [_thumbnail(render_scene(scene, seed)) for seed, scene in enumerate(_scenes())]
+    rows = [np.hstack(thumbnails[i : i + COLUMNS]) for i in range(0, len(thumbnails), COLUMNS)]
+    return np.vstack(rows).round().astype(np.uint8)
+
+
+def test_every_hero_is_drawn_as_before() -> None:
+    kept = np.array(Image.open(SHEET)).astype(int)
+    difference = np.abs(_sheet().astype(int) - kept).max(-1)
+    assert difference.shape == (4 * THUMBNAIL_PX, COLUMNS * THUMBNAIL_PX)
+    tiles = difference.reshape(4, THUMBNAIL_PX, COLUMNS, THUMBNAIL_PX).max((1, 3)).ravel()
+    changed = {f"{scene.subjects[-1].noun.name}, {scene.setting}": int(tile) for scene, tile in
+               zip(_scenes(), tiles, strict=True) if tile > TOLERANCE}  # fmt: skip
+    assert not changed, "drawn differently from the kept thumbnails (levels of difference)"
+
+
+def test_a_picture_depends_on_its_seed_alone() -> None:
+    scene = sample_hero_scene(np.random.default_rng(5))
+    first, between, again = render_scene(scene, 5), render_scene(scene, 6), render_scene(scene, 5)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, between)
+
+
+@pytest.mark.parametrize("size_px", [64, 96, 512])
+def test_size_changes_the_resolution_and_not_the_scene(size_px: int) -> None:
+    scene = SceneSpec("meadow", "day", _subject("windmill", "building", "red"))
+    picture = render_scene(scene, 3, size_px)
+    assert picture.shape == (size_px, size_px, 3)
+    assert picture.dtype == np.uint8
+    coarse = np.array(Image.fromarray(picture).resize((8, 8), Image.Resampling.BOX)).astype(int)
+    reference = np.array(Image.fromarray(render_scene(scene, 3, 256)).resize((8, 8), Image.Resampling.BOX)).astype(int)
+    assert np.abs(coarse - reference).mean() < 3
+
+
+def test_colour_word_colours_the_hero() -> None:
+    red, blue = (
+        render_scene(SceneSpec("sea", "day", _subject("sailboat", "water", colour), size="large"), 1).astype(int)
+        for colour in ("red", "blue")
+    )
+    changed = np.abs(red - blue).sum(-1) > 60
+    assert changed.mean() > 0.01
+    assert (red - blue)[changed][:, 0].mean() > 20
+    assert (red - blue)[changed][:, 2].mean() < -20
+
+
+if __name__ == "__main__":
+    Image.fromarray(_sheet()).save(SHEET, optimize=True)

@@ -1,0 +1,209 @@
+"""A corpus on disk: the same bytes however it is made, resumed, or refused; and the command that makes it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentgen.cli.app import main
+from latentgen.corpus import render
+from latentgen.corpus.compose import render_scene
+from latentgen.corpus.records import make_record
+from latentgen.corpus.render import CorpusArguments, render_corpus
+from latentgen.data.records import list_records
+from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+
+SMALL = CorpusArguments(count=5, seed=40, size_px=32, vocabulary="heroes", captions_per_image=2)
+FOLDER = CorpusArguments(count=5, seed=40, size_px=32, vocabulary="heroes", format="folder", captions_per_image=2)
+
+
+@pytest.fixture(autouse=True)
+def _two_records_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "RECORDS_PER_SHARD", 2)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Stopped(Exception):
+    """Stands for an interruption."""
+
+
+def stop_after(records: int) -> Callable[[int, int], None]:
+    def on_progress(done: int, total: int) -> None:
+        if done == records:
+            raise Stopped
+
+    return on_progress
+
+
+def test_shards_hold_pictures_captions_and_labels(tmp_path: Path) -> None:
+    out = render_corpus(tmp_path / "out", SMALL)
+    assert sorted(contents(out)) == ["00000.tar", "00001.tar", "00002.tar", "manifest.json"]
+    with tarfile.open(out / "00000.tar") as archive:
+        members = archive.getmembers()
+        assert [member.name for member in members[:3]] == ["00000000.png", "00000000.txt", "00000000.json"]
+        assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o644, "")}
+    records = list_records(out)
+    assert [record.key for record in records] == [f"{index:08d}" for index in range(5)]
+    for index, record in enumerate(records):
+        expected = make_record("heroes", 40 + index, 2)
+        (tmp_path / "picture.png").write_bytes(record.read())
+        assert np.array_equal(Image.open(tmp_path / "picture.png"), render_scene(expected.scene, 40 + index, 32))
+        assert record.captions == expected.captions
+        assert {**record.labels, "captions": list(record.captions)} == expected.labels()
+
+
+@pytest.mark.parametrize("arguments", [SMALL, FOLDER], ids=["webdataset", "folder"])
+def test_bytes_do_not_depend_on_the_number_of_workers(arguments: CorpusArguments, tmp_path: Path) -> None:
+    alone = contents(render_corpus(tmp_path / "alone", arguments, workers=1))
+    assert alone == contents(render_corpus(tmp_path / "together", arguments, workers=2))
+
+
+@pytest.mark.parametrize("arguments", [SMALL, FOLDER], ids=["webdataset", "folder"])
+def test_an_interrupted_corpus_is_finished_and_its_shards_are_kept(arguments: CorpusArguments, tmp_path: Path) -> None:
+    whole = contents(render_corpus(tmp_path / "whole", arguments))
+    out = tmp_path / "interrupted"
+    with pytest.raises(Stopped):
+        render_corpus(out, arguments, on_progress=stop_after(3))
+    finished = {name for name in contents(out) if name.endswith(("00000.tar", "00000.jsonl"))}
+    assert len(finished) == 1
+    kept = out / finished.pop()
+    before = kept.stat().st_mtime_ns, kept.stat().st_ino
+    seen: list[int] = []
+
+    def on_progress(done: int, total: int) -> None:
+        seen.append(done)
+        if kept.exists():
+            assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == before
+
+    render_corpus(out, arguments, on_progress=on_progress)
+    assert seen == [2, 3, 4, 5]
+    left = {name: data for name, data in contents(out).items() if not name.endswith(".partial")}
+    assert left == whole
+    assert contents(render_corpus(out, arguments)) == contents(out)
+
+
+def test_a_dead_worker_is_an_error_and_the_corpus_can_be_finished(tmp_path: Path) -> None:
+    def kill_workers(done: int, total: int) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+
+    with pytest.raises(RuntimeFailure, match="a rendering process died"):
+        render_corpus(tmp_path / "out", SMALL, workers=2, on_progress=kill_workers)
+    left = contents(render_corpus(tmp_path / "out", SMALL))
+    assert left == contents(render_corpus(tmp_path / "whole", SMALL))
+
+
+def test_a_folder_has_a_caption_file_and_metadata(tmp_path: Path) -> None:
+    out = render_corpus(tmp_path, FOLDER)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [f"{index:08d}.png" for index in range(5)]
+    assert all(line["text"] == (out / line["file_name"]).with_suffix(".txt").read_text() for line in lines)
+    assert lines[0]["seed"] == 40
+    assert lines[0]["subjects"]
+    assert [record.captions for record in list_records(out)] == [(line["text"],) for line in lines]
+    assert not (out / ".parts").exists()
+
+
+def test_held_out_scenes_are_included_excluded_or_alone(tmp_path: Path) -> None:
+    folders = {
+        choice: render_corpus(tmp_path / choice, CorpusArguments(8, 0, 16, "heroes", held_out=choice))
+        for choice in ("include", "exclude", "only")
+    }
+    reserved = {choice: [bool(r.labels["held_out"]) for r in list_records(out)] for choice, out in folders.items()}
+    assert reserved["exclude"] == [False] * 8
+    assert reserved["only"] == [True] * 8
+    seeds = {choice: [r.labels["seed"] for r in list_records(out)] for choice, out in folders.items()}
+    assert seeds["include"] == list(range(8))
+    assert seeds["exclude"] == sorted(seeds["exclude"])
+    assert not set(seeds["exclude"]) & set(seeds["only"])
+
+
+def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:
+    render_corpus(tmp_path, CorpusArguments(2, 0, 16, "heroes"))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"arguments\.seed 0 there, 1 wanted") as caught:
+        render_corpus(tmp_path, CorpusArguments(2, 1, 16, "heroes"))
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_another_version_of_the_drawing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = CorpusArguments(2, 0, 16, "heroes")
+    render_corpus(tmp_path, arguments)
+    monkeypatch.setattr(render, "CORPUS_VERSION", render.CORPUS_VERSION + 1)
+    with pytest.raises(InputError, match="corpus_version"):
+        render_corpus(tmp_path, arguments)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="is not empty and holds no corpus"):
+        render_corpus(tmp_path, SMALL)
+    with pytest.raises(InputError, match="is a file"):
+        render_corpus(tmp_path / "holiday.jpg", SMALL)
+    assert list(contents(tmp_path)) == ["holiday.jpg"]
+
+
+def test_the_full_vocabulary_says_that_it_needs_artwork(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no artwork in") as caught:
+        render_corpus(tmp_path / "out", CorpusArguments(2, size_px=16), artwork_folder=tmp_path / "nowhere")
+    assert caught.value.hint == "fetch it with: latentgen data fetch-assets"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count 0 is not between 1"),
+        ({"count": 1, "size_px": 8}, "size 8 is not between 16"),
+        ({"count": 1, "vocabulary": "animals"}, "vocabulary 'animals' is not one of full, heroes"),
+        ({"count": 1, "format": "zip"}, "format 'zip' is not one of webdataset, folder"),
+        ({"count": 1, "held_out": "maybe"}, "held-out 'maybe'"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CorpusArguments(**arguments)  # type: ignore[arg-type]
+
+
+def test_command_renders_and_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["data", "render", "--out", str(out), "--count", "3", "--seed", "40", "--size", "32"]
+    assert main([*command, "--vocabulary", "heroes", "--captions-per-image", "2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert printed.err == ""
+    assert (out / "00000.tar").read_bytes() == (render_corpus(tmp_path / "library", SMALL) / "00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--count", "2", "--vocabulary", "animals"], 2, "vocabulary 'animals' is not one of full, heroes"),
+        (
+            ["--count", "2", "--assets", "nowhere"],
+            3,
+            "no artwork in nowhere (fetch it with: latentgen data fetch-assets)",
+        ),
+        (["--count", "0"], 2, "--count"),
+    ],
+)
+def test_command_fails_in_one_line(
+    options: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "render", "--out", str(tmp_path / "out"), *options]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
