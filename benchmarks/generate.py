@@ -66,7 +66,9 @@ def main() -> None:
     split: dict[str, list[float]] = {}
     for _ in range(runs):
         script = SPLIT.format(prompt=PROMPT)
-        answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.home())
+        answer = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.home()
+        )
         for part, seconds in json.loads(answer.stdout).items():
             split.setdefault(part, []).append(seconds)
     print("\none picture, seconds: " + ", ".join(f"{part} {statistics.median(s):.2f}" for part, s in split.items()))

@@ -53,7 +53,9 @@ class UNetConfig:
             self.block_out_channels, self.num_attention_heads, self.attention_levels, strict=True
         ):
             if width % self.norm_num_groups:
-                raise ConfigError(f"U-Net config: width {width} is not a multiple of norm_num_groups {self.norm_num_groups}")
+                raise ConfigError(
+                    f"U-Net config: width {width} is not a multiple of norm_num_groups {self.norm_num_groups}"
+                )
             if attends and width % heads:
                 raise ConfigError(f"U-Net config: width {width} does not split over {heads} attention heads")
 
@@ -85,7 +87,9 @@ class VAEConfig:
     def __post_init__(self) -> None:
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise ConfigError(f"VAE config: width {width} is not a multiple of norm_num_groups {self.norm_num_groups}")
+                raise ConfigError(
+                    f"VAE config: width {width} is not a multiple of norm_num_groups {self.norm_num_groups}"
+                )
         if self.scaling_factor <= 0:
             raise ConfigError(f"VAE config: scaling_factor {self.scaling_factor} must be positive")
 
@@ -136,10 +140,12 @@ class DiffusionConfig:
         if self.num_train_timesteps < 1:
             raise ConfigError(f"diffusion config: num_train_timesteps {self.num_train_timesteps} must be at least 1")
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ConfigError(f"diffusion config: betas {self.beta_start}..{self.beta_end} must lie in (0, 1), ascending")
+            raise ConfigError(
+                f"diffusion config: betas {self.beta_start}..{self.beta_end} must lie in (0, 1), ascending"
+            )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ConfigError(
-                "diffusion config: with a zero-terminal-SNR schedule the last step holds no signal, so predicting eps is "
+                "diffusion config: with a zero-terminal-SNR schedule the last step holds no signal, so eps is "
                 "undefined there; use v_prediction or sample"
             )
 
@@ -176,7 +182,8 @@ class ModelConfig:
             )
         if self.unet.out_channels != self.vae.latent_channels:
             raise ConfigError(
-                f"the U-Net predicts {self.unet.out_channels} channels, but the VAE's latents have {self.vae.latent_channels}"
+                f"the U-Net predicts {self.unet.out_channels} channels, "
+                f"but the VAE's latents have {self.vae.latent_channels}"
             )
 
     @property
@@ -226,7 +233,7 @@ class TrainConfig:
             raise ConfigError(f"--lr {self.lr} must be positive")
 
     def lr_factor(self, step: int) -> float:
-        """Share of the peak learning rate at optimizer step `step` (0 for the first): warm-up, then flat or cosine to 0."""
+        """Share of the peak rate at optimizer step `step` (0 for the first): warm-up, then flat or cosine to 0."""
         ramp = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.lr_scheduler == "cosine":
             assert self.max_steps is not None, "checked at birth"

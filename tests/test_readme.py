@@ -47,7 +47,9 @@ def test_command_parses(line: str) -> None:
     command.make_context(f"latentgen {name}", arguments)
 
 
-@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in shell_lines(page) if line.startswith("make ")}))
+@pytest.mark.parametrize(
+    "line", sorted({line for page in PAGES for line in shell_lines(page) if line.startswith("make ")})
+)
 def test_make_target_exists(line: str) -> None:
     target = shlex.split(line, comments=True)[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

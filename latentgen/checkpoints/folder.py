@@ -32,7 +32,17 @@ from latentgen.checkpoints.diffusers_config import (
 )
 from latentgen.checkpoints.io import is_finite, load_strict, raw_bytes, read_tensors, sha256, sync_folder, write_tensors
 from latentgen.checkpoints.keymap import published_text_encoder, published_vae
-from latentgen.checkpoints.layout import CONFIG, INDEX, SCHEDULER, WEIGHTS, Part, check_folder, find_weights, part_folder, read_config
+from latentgen.checkpoints.layout import (
+    CONFIG,
+    INDEX,
+    SCHEDULER,
+    WEIGHTS,
+    Part,
+    check_folder,
+    find_weights,
+    part_folder,
+    read_config,
+)
 from latentgen.config import DiffusionConfig, ModelConfig
 from latentgen.errors import InputError, ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
@@ -274,7 +284,8 @@ def _written_aside(folder: Path) -> Generator[Path]:
 def _may_be_replaced(folder: Path) -> bool:
     """Whether a folder is empty or a model that an earlier run wrote; anything else is the user's."""
     return folder.is_dir() and (
-        any((folder / name).exists() for name in (INDEX, CONFIG, SCHEDULER.name)) or next(folder.iterdir(), None) is None
+        any((folder / name).exists() for name in (INDEX, CONFIG, SCHEDULER.name))
+        or next(folder.iterdir(), None) is None
     )
 
 

@@ -139,14 +139,17 @@ class CLIPObjective:
 
 
 class CLIPTowers(CustomTextCLIP):
-    """open_clip's two towers, for captions that may be shorter than the context: its causal mask is not cut by itself."""
+    """open_clip's two towers, for captions shorter than the context too: its causal mask is not cut by itself."""
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """image (B, 3, S, S), text (B, L) -> normalised features (B, E) of each, and the logit scale."""
-        mask, length = self.text.attn_mask, text.shape[1]
+        assert image is not None, "both towers are trained together"
+        assert text is not None, "both towers are trained together"
+        mask = cast(Any, self.text.attn_mask)
+        length = text.shape[1]
         self.text.attn_mask = mask[:length, :length]
         try:
-            return super().forward(image, text)
+            return cast("tuple[Tensor, Tensor, Tensor]", super().forward(image, text))
         finally:
             self.text.attn_mask = mask
 

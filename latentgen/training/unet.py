@@ -46,7 +46,7 @@ class UNetObjectiveConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
-    """Prompts drawn again and again while training, with everything frozen that drawing needs, on the network's device."""
+    """Prompts drawn again and again while training, and all that is frozen in drawing them, on the network's device."""
 
     prompts: tuple[str, ...]
     defaults: GenerationDefaults
@@ -68,7 +68,7 @@ class UNetBatch(NamedTuple):
 
 
 class UNetObjective:
-    """The DDPM objective on latents (arXiv:2006.11239, eq. 14; arXiv:2112.10752, eq. 3), with captions dropped at random."""
+    """The DDPM objective on latents (arXiv:2006.11239, eq. 14; arXiv:2112.10752, eq. 3), with captions left out at times."""
 
     def __init__(
         self,

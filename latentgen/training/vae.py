@@ -137,7 +137,7 @@ class VAEObjective:
 
 
 def check_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder_only: bool) -> None:
-    """Raise ConfigError for settings that would fail later: sides that the VAE cannot halve, statistics with no place."""
+    """Raise ConfigError for what would fail later: sides that the VAE cannot halve, statistics with no place."""
     multiple = config.downscale
     for name, side in (("--resolution", side_px), ("--crop", crop_px)):
         if side % multiple or side < multiple:
@@ -168,20 +168,18 @@ def prepare_from_scratch(vae: AutoencoderKL, pixels: PixelCache) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     last, centre, principal = vae.encoder.conv_out, *_principal_components(vae, pixels)
-    assert last.bias is not None, "the published last convolution has a bias"
-    channels = vae.config.latent_channels
+    channels, bias = vae.config.latent_channels, _bias(last)
     nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
     last.weight[:channels, :, 1, 1] = principal.to(last.weight)
-    last.bias[:channels] = -(principal @ centre).to(last.bias)
-    last.bias[channels:] = INITIAL_LOGVAR
+    bias[:channels] = -(principal @ centre).to(bias)
+    bias[channels:] = INITIAL_LOGVAR
     if vae.quant_conv is not None:
         nn.init.dirac_(vae.quant_conv.weight)
         nn.init.zeros_(_bias(vae.quant_conv))
 
 
 def _principal_components(vae: AutoencoderKL, pixels: PixelCache) -> tuple[Tensor, Tensor]:
-    """Mean (width,) of what the encoder's last convolution sees, and its whitening (C, width), largest first; float64."""
+    """Mean (width,) of the encoder's last features and their whitening (C, width), largest first; float64."""
     features: list[Tensor] = []
     hook = vae.encoder.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     items = [i * (len(pixels) - 1) // 31 for i in range(32)]
@@ -267,6 +265,6 @@ def fold_latent_statistics(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> VAE
     return replace(vae.config, scaling_factor=1.0, shift_factor=0.0)
 
 
-def _bias(convolution: nn.Conv2d) -> nn.Parameter:
-    assert convolution.bias is not None, "the published 1x1 convolutions have biases"
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None, "the published convolutions have biases"
     return convolution.bias
