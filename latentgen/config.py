@@ -229,8 +229,12 @@ class TrainConfig:
         for name in ("batch_size", "grad_accum", "save_every_steps", "keep", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if not self.lr > 0:
-            raise ConfigError(f"--lr {self.lr} must be positive")
+        for name in ("lr", "muon_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} {rate} must be positive")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"--ema-decay {self.ema_decay} must lie in (0, 1)", hint="--no-ema keeps no average")
 
     def lr_factor(self, step: int) -> float:
         """Share of the peak rate at optimizer step `step` (0 for the first): warm-up, then flat or cosine to 0."""

@@ -20,10 +20,10 @@ from latentgen.checkpoints.keymap import text_tower_from_open_clip
 from latentgen.config import TextEncoderConfig
 from latentgen.data.pixels import PixelCache, to_float
 from latentgen.data.records import Record
-from latentgen.errors import ConfigError
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
 from latentgen.training.rng import Draw
+from latentgen.training.sizes import check_patches
 
 TOKEN_MULTIPLE = 8
 """Training batches are cut to their longest caption, rounded up to this: a causal tower's states do not look ahead."""
@@ -154,19 +154,9 @@ class CLIPTowers(CustomTextCLIP):
             self.text.attn_mask = mask
 
 
-def check_side(side_px: int, patch_px: int) -> None:
-    """Raise ConfigError when pictures of this side do not split into whole patches."""
-    if side_px % patch_px:
-        nearest = max(side_px // patch_px, 1) * patch_px
-        raise ConfigError(
-            f"--resolution {side_px} does not split into patches of {patch_px} px",
-            hint=f"nearest: {nearest}, {nearest + patch_px}",
-        )
-
-
 def build_towers(text: TextEncoderConfig, image: ImageTowerConfig) -> CLIPTowers:
     """open_clip's image and text towers at our sizes; the text tower pools the first end token."""
-    check_side(image.side_px, image.patch_px)
+    check_patches(image.side_px, image.patch_px)
     return CLIPTowers(
         embed_dim=text.projection_dim,
         vision_cfg=CLIPVisionCfg(

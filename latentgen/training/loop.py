@@ -104,6 +104,12 @@ def fit(
     return outcome
 
 
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Raise InputError for fp16 without a GPU: accelerate would compute in float32 and say nothing."""
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise InputError("--mixed-precision fp16 needs a GPU", hint="bf16 is for every device")
+
+
 def _make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -111,8 +117,7 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
             num_steps=config.grad_accum, adjust_scheduler=False, sync_with_dataloader=False
         ),
     )
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("--mixed-precision fp16 needs a GPU", hint="bf16 is for every device")
+    check_precision(config, accelerator.device)
     if accelerator.distributed_type not in DATA_PARALLEL:
         raise InputError(
             f"training runs in one process or data-parallel, not under {accelerator.distributed_type.value}",

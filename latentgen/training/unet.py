@@ -68,7 +68,7 @@ class UNetBatch(NamedTuple):
 
 
 class UNetObjective:
-    """The DDPM objective on latents (arXiv:2006.11239, eq. 14; arXiv:2112.10752, eq. 3), with captions left out at times."""
+    """The DDPM objective on latents (arXiv:2006.11239, eq. 14; arXiv:2112.10752, eq. 3); some captions are left out."""
 
     def __init__(
         self,

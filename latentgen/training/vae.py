@@ -18,6 +18,7 @@ from latentgen.errors import ConfigError
 from latentgen.images.pixels import to_pixels
 from latentgen.models.vae import AutoencoderKL
 from latentgen.training.rng import Draw
+from latentgen.training.sizes import check_vae_settings
 
 INITIAL_LOGVAR = -6.0
 """Log-variance of a fresh posterior: a standard deviation of 0.05 beside latents of unit variance."""
@@ -76,8 +77,8 @@ class VAEObjective:
         decoder_only: bool = False,
         flip: bool = True,
     ) -> None:
-        """Raises ConfigError as `check_settings` does."""
-        check_settings(config, crop_px=crop_px, side_px=side_px, decoder_only=decoder_only)
+        """Raises ConfigError as `check_vae_settings` does."""
+        check_vae_settings(config, crop_px=crop_px, side_px=side_px, decoder_only=decoder_only)
         self.config, self.pixels, self.data_fingerprint = config, pixels, data_fingerprint
         self.crop_px, self.side_px, self.weights, self.flip = crop_px, side_px, weights, flip
         self._network = VAENetwork(config, decoder_only=decoder_only)
@@ -134,23 +135,6 @@ class VAEObjective:
         rows = [self.pixels.batch(items), reconstruct(network.vae, self.pixels, items)]
         sheet = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
         Image.fromarray(sheet.numpy()).save(folder / f"step_{step:08d}.png")
-
-
-def check_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder_only: bool) -> None:
-    """Raise ConfigError for what would fail later: sides that the VAE cannot halve, statistics with no place."""
-    multiple = config.downscale
-    for name, side in (("--resolution", side_px), ("--crop", crop_px)):
-        if side % multiple or side < multiple:
-            nearest = max(side // multiple, 1) * multiple
-            hint = f"nearest: {nearest}, {nearest + multiple}"
-            raise ConfigError(f"{name} {side} must be a multiple of {multiple} for this VAE", hint=hint)
-    if crop_px > side_px:
-        raise ConfigError(f"--crop {crop_px} is larger than the pictures, {side_px} px", hint="raise --resolution")
-    if not decoder_only and not (config.use_quant_conv and config.use_post_quant_conv):
-        raise ConfigError(
-            "a VAE without quant_conv and post_quant_conv has no place for its latent statistics",
-            hint="--decoder-only trains it as it is",
-        )
 
 
 @torch.no_grad()

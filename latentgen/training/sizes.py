@@ -1,0 +1,38 @@
+"""Picture sides that training can use, checked before anything is computed: no torch here."""
+
+from __future__ import annotations
+
+from latentgen.config import ModelConfig, VAEConfig
+from latentgen.errors import ConfigError
+
+
+def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder_only: bool) -> None:
+    """Raise ConfigError for what would fail later: sides that the VAE cannot halve, statistics with no place."""
+    _check_multiple("--resolution", side_px, config.downscale, "this VAE halves them")
+    _check_multiple("--crop", crop_px, config.downscale, "this VAE halves them")
+    if crop_px > side_px:
+        raise ConfigError(f"--crop {crop_px} is larger than the pictures, {side_px} px", hint="raise --resolution")
+    if not decoder_only and not (config.use_quant_conv and config.use_post_quant_conv):
+        raise ConfigError(
+            "a VAE without quant_conv and post_quant_conv has no place for its latent statistics",
+            hint="--decoder-only trains it as it is",
+        )
+
+
+def check_patches(side_px: int, patch_px: int) -> None:
+    """Raise ConfigError when pictures of this side do not split into whole patches."""
+    _check_multiple("--resolution", side_px, patch_px, "the image tower cuts them into patches")
+
+
+def check_unet_side(model: ModelConfig, side_px: int) -> None:
+    """Raise ConfigError when the VAE and the U-Net together cannot halve pictures of this side."""
+    _check_multiple("--resolution", side_px, model.size_multiple_px, "the VAE and the U-Net halve them")
+
+
+def _check_multiple(option: str, side_px: int, multiple_px: int, why: str) -> None:
+    if side_px < multiple_px or side_px % multiple_px:
+        lower = max(side_px // multiple_px, 1) * multiple_px
+        raise ConfigError(
+            f"{option} {side_px}: sides are multiples of {multiple_px}, because {why}",
+            hint=f"nearest: {lower}, {lower + multiple_px}",
+        )
