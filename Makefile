@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
+# Also reaches pip's isolated build environments, which -c does not.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format types bench install install-dev clean
@@ -15,12 +17,10 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
-	$(PIP) torch torchvision
 	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made
-	$(PIP) torch torchvision
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

@@ -4,7 +4,7 @@
 
     model = TextToImage.load()
     for result in model.draw("a lighthouse at sunset", seed=42):
-        result.image.save("lighthouse.png")
+        result.save("lighthouse.png")  # with the request that made it
 
 Names below are imported when they are first used, so importing the package costs nothing.
 """

@@ -1,7 +1,7 @@
 """What a model is, in numbers: frozen dataclasses, checked at birth.
 
 Field names follow the published configs of diffusers and transformers, because these classes are what a model folder's
-`config.json` files say. Reading and writing those files is `checkpoints/folder.py`'s work; nothing here touches a file.
+`config.json` files say. `checkpoints/diffusers_config.py` reads and writes those files; nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class UNetConfig:
                 f"U-Net config: {levels} widths, {len(self.attention_levels)} attention flags and "
                 f"{len(self.num_attention_heads)} head counts; all three must have one entry per level"
             )
-        for width, heads, attends in zip(
-            self.block_out_channels, self.num_attention_heads, self.attention_levels, strict=True
-        ):
+        # The middle block attends with the last level's heads whether or not that level's own blocks do.
+        attends_at = (*self.attention_levels[:-1], True)
+        for width, heads, attends in zip(self.block_out_channels, self.num_attention_heads, attends_at, strict=True):
             if width % self.norm_num_groups:
                 raise ConfigError(
                     f"U-Net config: width {width} is not a multiple of norm_num_groups {self.norm_num_groups}"
                 )
-            if attends and width % heads:
+            if attends and (heads < 1 or width % heads):
                 raise ConfigError(f"U-Net config: width {width} does not split over {heads} attention heads")
 
     @property
@@ -161,6 +161,15 @@ class GenerationDefaults:
     sampler: str = "dpmpp_2m"
     schedule: str = "karras"
 
+    def __post_init__(self) -> None:
+        for name, side_px in (("width", self.width_px), ("height", self.height_px)):
+            if side_px < 1:
+                raise ConfigError(f"drawing defaults: {name} {side_px} must be at least 1")
+        if not 1 <= self.steps <= 1000:
+            raise ConfigError(f"drawing defaults: steps {self.steps} must lie between 1 and 1000")
+        if not 0 <= self.guidance < math.inf:
+            raise ConfigError(f"drawing defaults: guidance {self.guidance} must be a number from 0")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -233,6 +242,10 @@ class TrainConfig:
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} {rate} must be positive")
+        for name in ("max_minutes", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} must be a number, 0 or more")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"--ema-decay {self.ema_decay} must lie in (0, 1)", hint="--no-ema keeps no average")
 

@@ -1,6 +1,6 @@
 """Every error a user can cause, with the exit code the command line ends with.
 
-A message is one line that names the cause; `hint` is the way out. `cli/app.py` is the only place that prints them.
+A message is one line that names the cause; `hint` is the way out. `cli/boundary.py` is the only place that prints them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class LatentgenError(Exception):
-    """Base of our errors: a cause, a way out, and the exit code it ends the process with (CLI.md's table)."""
+    """Base of our errors: a cause, a way out, and the exit code it ends the process with (`cli/boundary.py`)."""
 
     exit_code: ClassVar[int] = 1
 

@@ -7,14 +7,15 @@ seed   -> noise (B, C, h, w) -> sampler around the guided denoiser -> latents ->
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgen import __version__, embedded_model_path
 from latentgen.checkpoints.folder import ModelBundle, load_model
@@ -25,7 +26,7 @@ from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.a1111 import format_parameters
 from latentgen.images.files import FORMATS, PictureText, encode_picture, write_file
-from latentgen.images.metadata import Computation, PictureMetadata
+from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata
 from latentgen.images.pixels import Pixels, pixels_sha256, to_pixels
 from latentgen.request import GenerationRequest, RequestFields, check_fits, complete_request
 from latentgen.samplers.registry import SAMPLERS, SCHEDULES, get_sampler
@@ -35,10 +36,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OnFailure = Callable[[GenerationRequest, LatentgenError], None]
+OnCut = Callable[[str], None]
+"""Called with the end of a prompt that does not fit into the text encoder's tokens."""
 
 GPU_BATCH_SIZE = 4
 """Pictures that go through a GPU together unless told otherwise. On a CPU it is one: more gain little there, and one
 alone is what makes a picture the same to the last bit whatever it is drawn together with."""
+CONTEXTS_KEPT = 64
+"""Encoded prompts remembered while drawing: a negative prompt and a batch, however many a prompt file holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class GenerationResult:
     """(H, W, 3) bytes."""
     metadata: PictureMetadata
     timings: Timings
+    cut_prompt: str | None = None
+    """The end of the prompt that the text encoder did not see; None if it saw all of it."""
 
     @property
     def request(self) -> GenerationRequest:
@@ -136,29 +143,33 @@ class TextToImage:
         batch_size: int | None = None,
         on_step: OnStep | None = None,
         on_failure: OnFailure | None = None,
+        on_cut: OnCut | None = None,
     ) -> Iterator[GenerationResult]:
         """Draw requests in order; each picture is given out as soon as it is decoded.
 
-        `batch_size` changes speed only. `on_step` sees every sampler step of every batch. A picture whose numbers are
-        not finite raises RuntimeFailure, or with `on_failure` is told to it and left out.
+        `batch_size` is how many go through the network together: it changes speed and memory, never the noise, but it
+        may change the last bit of the arithmetic. `on_step` sees every sampler step of every batch. A picture whose
+        numbers are not finite raises RuntimeFailure, or with `on_failure` is told to it and left out. A prompt that is
+        too long is drawn without its end, with one warning, or with `on_cut` that is told the end instead.
         Raises InputError before anything is drawn if one of the requests does not fit this model.
         """
         for request in requests:
             self._check(request)
         size = (1 if self.device.type == "cpu" else GPU_BATCH_SIZE) if batch_size is None else batch_size
-        if size < 1:
-            raise InputError(f"batch size {size} must be at least 1")
+        if not 1 <= size <= MAX_BATCH_SIZE:
+            raise InputError(f"batch size {size} must lie between 1 and {MAX_BATCH_SIZE}")
+        self._tell_cuts(requests, _warn_of_cut if on_cut is None else on_cut)
         return self._generate(_batches(requests, size), on_step, on_failure)
 
     def _generate(
         self, batches: Sequence[Sequence[GenerationRequest]], on_step: OnStep | None, on_failure: OnFailure | None
     ) -> Iterator[GenerationResult]:
-        contexts: dict[str, Tensor] = {}
+        encode = lru_cache(maxsize=CONTEXTS_KEPT)(self._context)
         for batch in batches:
             started = time.perf_counter()
-            cond = self._contexts([request.prompt for request in batch], contexts)
+            cond = torch.stack([encode(request.prompt) for request in batch])
             is_guided = batch[0].guidance != 1
-            uncond = self._contexts([request.negative_prompt for request in batch], contexts) if is_guided else None
+            uncond = torch.stack([encode(request.negative_prompt) for request in batch]) if is_guided else None
             encoded = time.perf_counter()
             latents, failed_at = self._denoise(batch, cond, uncond, on_step)
             denoised = time.perf_counter()
@@ -174,7 +185,8 @@ class TextToImage:
                 timings = Timings(
                     (encoded - started) / len(batch), (denoised - encoded) / len(batch), time.perf_counter() - begun
                 )
-                yield GenerationResult(pixels, self._metadata(request, pixels, len(batch)), timings)
+                cut = self.bundle.tokenizer.inspect(request.prompt).cut or None
+                yield GenerationResult(pixels, self._metadata(request, pixels, len(batch)), timings, cut)
 
     def _check(self, request: GenerationRequest) -> None:
         config = self.bundle.config
@@ -189,16 +201,19 @@ class TextToImage:
                 f"the latents have {config.vae.latent_channels}"
             )
 
+    def _tell_cuts(self, requests: Sequence[GenerationRequest], tell: OnCut) -> None:
+        """Once for each distinct text; a negative prompt counts where guidance uses it."""
+        texts = [request.prompt for request in requests]
+        texts += [request.negative_prompt for request in requests if request.guidance != 1]
+        for text in dict.fromkeys(texts):
+            if cut := self.bundle.tokenizer.inspect(text).cut:
+                tell(cut)
+
     @torch.inference_mode()
-    def _contexts(self, prompts: Sequence[str], known: dict[str, Tensor]) -> Tensor:
-        """(B, 77, D) of B prompts. Each distinct prompt is encoded once, by itself."""
-        for prompt in prompts:
-            if prompt not in known:
-                token_ids = self.bundle.tokenizer.encode([prompt]).to(self.device)
-                known[prompt] = self.bundle.text_encoder(
-                    token_ids, penultimate=self.bundle.config.use_penultimate_layer
-                )[0]
-        return torch.stack([known[prompt] for prompt in prompts])
+    def _context(self, prompt: str) -> Tensor:
+        """(77, D) of a prompt, encoded by itself, so that it does not depend on what is drawn beside it."""
+        token_ids = self.bundle.tokenizer.encode([prompt]).to(self.device)
+        return self.bundle.text_encoder(token_ids, penultimate=self.bundle.config.use_penultimate_layer)[0]
 
     @torch.inference_mode()
     def _denoise(
@@ -242,10 +257,16 @@ class TextToImage:
             raise RuntimeFailure(f"the latents are not finite {where}", hint=hint)
         vae = self.bundle.vae
         z = self.latent_space.denormalize(latents)
-        pixels = vae.decode(z.to(next(vae.parameters()).dtype))
-        if not bool(torch.isfinite(pixels).all()) and next(vae.parameters()).dtype != torch.float32:
-            # Half precision overflows in some published VAEs; float32 does not.
-            pixels = vae.float().decode(z.float())
+        dtype = next(vae.parameters()).dtype
+        pixels = vae.decode(z.to(dtype))
+        if not bool(torch.isfinite(pixels).all()) and dtype != torch.float32:
+            # Half precision overflows in some published VAEs; float32 does not. Only for this picture: the next one
+            # must come out as it would alone. The way to float32 and back is exact.
+            try:
+                _convert(vae, torch.float32)
+                pixels = vae.decode(z.float())
+            finally:
+                _convert(vae, dtype)
         if not bool(torch.isfinite(pixels).all()):
             raise RuntimeFailure("the decoded picture is not finite", hint=hint)
         return to_pixels(pixels[0])
@@ -266,6 +287,17 @@ class TextToImage:
                 batch_size=batch_size,
             ),
         )
+
+
+def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters of another dtype, in place. Made outside inference mode: those made inside could never be trained."""
+    with torch.inference_mode(False):
+        module.to(dtype)
+
+
+def _warn_of_cut(cut: str) -> None:
+    # From here to the caller: _tell_cuts, generate.
+    warnings.warn(f"the text encoder does not see the end of the prompt: {cut!r}", stacklevel=4)
 
 
 def _batches(requests: Sequence[GenerationRequest], size: int) -> list[list[GenerationRequest]]:

@@ -105,9 +105,12 @@ EMBEDDED = ModelConfig(
         timestep_spacing="trailing",
         steps_offset=0,
     ),
-    defaults=GenerationDefaults(width_px=256, height_px=256, steps=20, guidance=4.0, schedule="trailing"),
+    defaults=GenerationDefaults(
+        width_px=256, height_px=256, steps=40, guidance=5.0, sampler="euler_a", schedule="trailing"
+    ),
 )
 """Our own small model: f16 latents of 16 channels, so a 256 px picture is a 16x16 grid for the U-Net.
 
-Source: the trials in shared/EMBEDDED.md. `scaling_factor` is measured after training and stored with the weights.
+Source: `weights/README.md`. `scaling_factor` is 1 because the latents' mean and spread, which differ from channel to
+channel, are folded into `quant_conv` and `post_quant_conv` after training (`training/vae.py`).
 """

@@ -7,9 +7,9 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
-import click
 import pytest
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from latentgen.cli.app import COMMANDS
@@ -42,7 +42,7 @@ def test_command_parses(line: str) -> None:
         app = typer.Typer(add_completion=False)
         app.command()(target)
     command = get_command(app)
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     command.make_context(f"latentgen {name}", arguments)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,13 @@ from latentgen.checkpoints.layout import (
     WEIGHTS,
     Part,
     check_folder,
+    check_replaceable,
     find_weights,
     part_folder,
     read_config,
 )
 from latentgen.config import DiffusionConfig, ModelConfig
-from latentgen.errors import InputError, ModelLoadError, RuntimeFailure
+from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
@@ -53,6 +54,7 @@ from latentgen.models.vae import AutoencoderKL
 
 __all__ = [
     "ModelBundle",
+    "check_replaceable",
     "load_diffusion",
     "load_model",
     "load_text_encoder",
@@ -169,14 +171,16 @@ def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None =
 
     It is written aside and renamed, so there is never half a model. An older model in its place is replaced.
     A model that conditions on the layer before the last is written without the last one, as SD 2.x is published.
-    Raises InputError if `folder` holds something else, RuntimeFailure if the disk refuses or a number is not finite.
+    Raises InputError if `folder` holds anything else (`check_replaceable`), RuntimeFailure if the disk refuses or a
+    number is not finite.
     """
+    check_replaceable(folder)
     config, text_encoder = bundle.config.text_encoder, _state(bundle.text_encoder, dtype)
     if bundle.config.use_penultimate_layer:
         config = replace(config, num_hidden_layers=config.num_hidden_layers - 1)
         last = f"text_model.encoder.layers.{config.num_hidden_layers}."
         text_encoder = {name: tensor for name, tensor in text_encoder.items() if not name.startswith(last)}
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, None) as aside:
         _write_part(aside / "unet", "unet", write_unet(bundle.config.unet), _state(bundle.unet, dtype))
         _write_part(aside / "vae", "vae", write_vae(bundle.config.vae), _state(bundle.vae, dtype))
         _write_part(
@@ -190,26 +194,26 @@ def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None =
 
 def save_unet(unet: UNet, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config and weights of a U-Net into `folder` itself. Written aside and raises as `save_model`."""
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, "unet") as aside:
         _write_part(aside, "unet", write_unet(unet.config), _state(unet, dtype))
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config and weights of a VAE into `folder` itself. Written aside and raises as `save_model`."""
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, "vae") as aside:
         _write_part(aside, "vae", write_vae(vae.config), _state(vae, dtype))
 
 
 def save_text_encoder(text_encoder: CLIPTextModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config and weights of a text encoder into `folder` itself. Written aside and raises as `save_model`."""
     tensors = _state(text_encoder, dtype)
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, "text_encoder") as aside:
         _write_part(aside, "text_encoder", write_text_encoder(text_encoder.config, _name_dtype(tensors)), tensors)
 
 
 def save_diffusion(diffusion: DiffusionConfig, folder: Path) -> None:
     """Write `scheduler_config.json` into `folder` itself. Written aside and raises as `save_model`."""
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, "scheduler") as aside:
         write_json(aside / SCHEDULER.name, write_scheduler(diffusion))
 
 
@@ -255,10 +259,10 @@ def _name_dtype(tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def _written_aside(folder: Path) -> Generator[Path]:
+def _written_aside(folder: Path, part: Part | Literal["scheduler"] | None) -> Generator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
-    if folder.exists() and not _may_be_replaced(folder):
-        raise InputError(f"{folder} exists and is not a model folder", hint="choose another name")
+    check_replaceable(folder, part)
+    folder = Path(os.path.realpath(folder))  # a link goes on pointing at the model, and `.` has a name
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -279,14 +283,6 @@ def _written_aside(folder: Path) -> Generator[Path]:
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether a folder is empty or a model that an earlier run wrote; anything else is the user's."""
-    return folder.is_dir() and (
-        any((folder / name).exists() for name in (INDEX, CONFIG, SCHEDULER.name))
-        or next(folder.iterdir(), None) is None
-    )
 
 
 def _model_files(folder: Path) -> list[Path]:

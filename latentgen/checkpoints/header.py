@@ -91,7 +91,7 @@ def recognise_foreign(start: bytes) -> tuple[str, str] | None:
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not weights", "the download needs another link or a login; download it again"
     if start.startswith((b"PK\x03\x04", b"\x80\x02}", b"\x80\x02\x8a", b"\x80\x04\x95")):
-        return "is a pickle, which could run code; it is never opened here", "run: latentgen convert"
+        return "is a pickle, which could run code; it is never opened here", "get it as .safetensors"
     return None
 
 

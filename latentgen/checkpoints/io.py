@@ -57,17 +57,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text metadata of a safetensors file, without reading its tensors. Raises as `read_tensors` does."""
-    try:
-        with path.open("rb") as file:
-            return read_header(file, os.fstat(file.fileno()).st_size, path).metadata
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"no such file: {path}") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; the same tensors always give the same bytes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,7 +15,7 @@ from latentgen.checkpoints.diffusers_config import (
 )
 from latentgen.checkpoints.header import recognise_foreign
 from latentgen.config import ModelConfig
-from latentgen.errors import ConfigError, ModelLoadError, ModelNotFoundError
+from latentgen.errors import ConfigError, InputError, ModelLoadError, ModelNotFoundError
 
 Part = Literal["unet", "vae", "text_encoder"]
 
@@ -26,6 +27,11 @@ WEIGHTS: Final[dict[Part, str]] = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
+WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler"})
+"""What `save_model` writes. A folder that holds anything else is never replaced, not even for a README."""
+
+
+SINGLE_FILE: Final = "in diffusers, from_single_file and then save_pretrained make a folder of it"
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -70,7 +76,36 @@ def check_folder(folder: Path) -> None:
         raise ModelLoadError(f"{folder} cannot be read: {error.strerror}") from None
     if foreign is not None:
         raise ModelLoadError(f"{folder} {foreign[0]}", hint=foreign[1])
-    raise ModelLoadError(f"{folder} is a file, not a model folder", hint="run: latentgen convert")
+    raise ModelLoadError(f"{folder} is a file, not a model folder", hint=SINGLE_FILE)
+
+
+def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = None) -> None:
+    """Raise InputError unless a model, or the one `part` of it, may be written as `folder`; call it before the work.
+
+    It may where there is nothing, an empty folder, or exactly what an earlier call wrote: replacing deletes the old
+    folder, so one that holds a file of the user's, or a training run, is refused.
+    """
+    place = Path(os.path.realpath(folder))  # `new/..` is the current folder, though `new` does not exist
+    try:
+        if not place.exists():
+            return
+        is_folder = place.is_dir()
+        found = {path.name for path in place.iterdir()} if is_folder else set[str]()
+        is_current = place.samefile(Path())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+    if is_current:
+        raise InputError(f"{folder} is the current folder", hint="name a folder inside it")
+    if part is None:
+        is_ours = INDEX in found and found <= WHOLE_MODEL
+    else:
+        is_ours = found == ({SCHEDULER.name} if part == "scheduler" else {CONFIG, WEIGHTS[part]})
+    if not is_folder:
+        raise InputError(f"{folder} is a file, not a folder", hint="choose another name")
+    if found and not is_ours:
+        what = "model" if part is None else part
+        other = min(found - WHOLE_MODEL, default=min(found))
+        raise InputError(f"{folder} holds {other} and is no {what} that latentgen wrote", hint="choose another name")
 
 
 def part_folder(folder: Path, part: Part | Literal["tokenizer"]) -> Path:
@@ -96,6 +131,7 @@ def find_weights(folder: Path, part: Part) -> Path:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
         raise ModelLoadError(
-            f"{folder} holds pickled weights ({pickles[0]}), which are never opened here", hint="run: latentgen convert"
+            f"{folder} holds pickled weights ({pickles[0]}), which are never opened here",
+            hint="open it in diffusers: save_pretrained writes safetensors",
         )
     raise ModelLoadError(f"{plain} is missing", hint="the model folder is incomplete; copy or download it again")

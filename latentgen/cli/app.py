@@ -33,7 +33,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "export": Command("latentgen.cli.export:export", "Put trained parts together into a model folder."),
     },
     "Training": {
-        "data": Command("latentgen.cli.data:app", "Render, check and count training pictures."),
+        "data": Command(
+            "latentgen.cli.data:app",
+            "Make training pictures: render, fetch-assets.",
+        ),
         "train-clip": Command("latentgen.cli.train:train_clip", "Train the CLIP text encoder."),
         "train-vae": Command("latentgen.cli.train:train_vae", "Train the autoencoder."),
         "train-unet": Command("latentgen.cli.train:train_unet", "Train the diffusion network."),

@@ -6,6 +6,7 @@ failed, 130 interrupted, 143 terminated. A traceback is for a bug of ours, and g
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,10 +14,16 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from latentgen import __version__
-from latentgen.errors import LatentgenError, OutOfMemoryError
+from latentgen.errors import LatentgenError, OutOfMemoryError, RuntimeFailure
 
 MAX_LINE = 300
 """Characters of an error line; `--verbose` prints all of it."""
+
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), "cannot write"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "cannot read or write"),
+}
+"""How the system says that a disk is full or a file may not be used; an OSError of another kind is a bug of ours."""
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -78,6 +85,9 @@ def _as_ours(error: BaseException) -> tuple[str, str | None, int] | None:
     if _is_out_of_memory(error):
         hint = "a smaller --size, --batch-size 1, or --dtype bfloat16 needs less"
         return "not enough memory", hint, OutOfMemoryError.exit_code
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        path = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
+        return f"{_REFUSALS[error.errno]}{path}: {error.strerror}", None, RuntimeFailure.exit_code
     typer = sys.modules.get("typer")
     if typer is not None and isinstance(error, typer.TyperException):
         return _usage_line(error)

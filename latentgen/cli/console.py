@@ -48,6 +48,10 @@ class Console:
         """Shown also with --quiet: it says that the result is not quite what was asked for."""
         print(f"warning: {escape(text)}", file=sys.stderr, flush=True)
 
+    def warn_of_cut(self, cut: str) -> None:
+        """A prompt is too long; `cut` is its end."""
+        self.warn(f"the text encoder reads 75 tokens; it does not see the end of the prompt: {cut!r}")
+
     @contextmanager
     def progress(self) -> Generator[Progress]:
         """A function to report progress to: a bar on a terminal, nothing elsewhere. NO_COLOR is rich's own business."""

@@ -44,7 +44,7 @@ def render(
     count: Count,
     seed: Seed = 0,
     size: Size = 256,
-    vocabulary: Vocabulary = "full",
+    vocabulary: Vocabulary = "heroes",
     workers: Workers = 1,
     format: Format = "webdataset",
     captions_per_image: Captions = 3,

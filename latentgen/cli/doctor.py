@@ -26,7 +26,7 @@ CORE = (
     "huggingface_hub",
     "accelerate",
 )
-EXTRAS = {"corpus": ("skia-python", "opencv-python-headless"), "log": ("tensorboard",), "dev": ("diffusers", "pytest")}
+EXTRAS = {"corpus": ("skia-python", "opencv-python-headless"), "dev": ("diffusers", "pytest")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,30 @@ def _devices() -> list[Finding]:
         from latentgen.pipeline import present_devices
     except ImportError as error:
         return [Finding("devices", f"torch cannot be imported: {error}", problem=True)]
-    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # pyright: ignore[reportPrivateUsage]  no public name
     findings = [
         Finding("devices", ", ".join(present_devices())),
         Finding(
             "CPU",
             f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
-            f"bfloat16 {'in hardware' if has_bf16 else 'emulated: use float32'}",
+            f"bfloat16 {'in hardware' if _has_bfloat16() else 'emulated: use float32'}",
         ),
     ]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
         findings.append(Finding(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     return findings
+
+
+def _has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices itself. Builds without oneDNN, such as macOS's, cannot ask."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # pyright: ignore[reportPrivateUsage]  no public name
+    except AttributeError:
+        return False
 
 
 def _models() -> list[Finding]:

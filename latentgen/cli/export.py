@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from latentgen.errors import InputError
+from latentgen.presets import EMBEDDED
 
 
 def export(
@@ -16,10 +17,16 @@ def export(
     vae: Annotated[Path, typer.Option("--vae", help="Folder with vae/.")],
     text_encoder: Annotated[Path, typer.Option("--text-encoder", help="Folder with text_encoder/ and tokenizer/.")],
     dtype: Annotated[str, typer.Option("--dtype", help="Precision of the files: float16 or float32.")] = "float16",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps the model draws with by default.")] = 20,
-    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Its default guidance.")] = 4.0,
-    sampler: Annotated[str, typer.Option("--sampler", help="Its default sampler.")] = "dpmpp_2m",
-    schedule: Annotated[str, typer.Option("--schedule", help="Its default spacing of noise levels.")] = "trailing",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps the model draws with by default.")
+    ] = EMBEDDED.defaults.steps,
+    guidance: Annotated[
+        float, typer.Option("--guidance", min=0, help="Its default guidance.")
+    ] = EMBEDDED.defaults.guidance,
+    sampler: Annotated[str, typer.Option("--sampler", help="Its default sampler.")] = EMBEDDED.defaults.sampler,
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="Its default spacing of noise levels.")
+    ] = EMBEDDED.defaults.schedule,
 ) -> None:
     """Put a U-Net, a VAE and a text encoder together into a model folder that `generate -m` and diffusers open.
 
@@ -34,6 +41,8 @@ def export(
     import torch
 
     from latentgen.checkpoints import folder
+
+    folder.check_replaceable(out)
     from latentgen.config import GenerationDefaults, ModelConfig
 
     network, autoencoder = folder.load_unet(unet), folder.load_vae(vae)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from latentgen.errors import InputError
+from latentgen.images.metadata import MAX_BATCH_SIZE, MAX_THREADS
 
 DRAWING, MODEL, FILES, COMPUTER, WORDS = "What to draw", "Model", "Files", "Computer", "Messages"
 """Panels of the help page."""
@@ -45,14 +46,14 @@ def parse_dtype(text: str) -> str:
 
 
 def parse_threads(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) < 1:
-        raise InputError(f"--threads {text} is out of range", hint="1 to 9999")
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_THREADS:
+        raise InputError(f"--threads {text} is out of range", hint=f"1 to {MAX_THREADS}")
     return int(text)
 
 
 def parse_batch_size(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) < 1:
-        raise InputError(f"--batch-size {text} is out of range", hint="1 to 9999")
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_BATCH_SIZE:
+        raise InputError(f"--batch-size {text} is out of range", hint=f"1 to {MAX_BATCH_SIZE}")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,9 @@ from latentgen.cli.console import Console
 from latentgen.cli.model_names import installed_models, resolve_model
 from latentgen.cli.output import PictureFiles
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+
+THREADS_PER_CORE = 4
+"""At most so many of a file's threads are started; a number of the user's own is taken as it is."""
 
 if TYPE_CHECKING:
     from latentgen.images.metadata import Computation, PictureMetadata
@@ -35,7 +39,7 @@ def replay(
 ) -> None:
     """Draw a picture again from its file alone; exit code 1 if it differs.
 
-    What is not given is taken from the file: model, dtype, device and threads too.
+    What is not given is taken from the file: model, dtype, device, threads and batch size too.
 
     latentgen replay outputs/2026-01-31-00001-42.png --verify
 
@@ -66,10 +70,11 @@ def replay(
         folder,
         device=recorded_device if device == "auto" else device,
         dtype=recorded_dtype if dtype == "auto" else dtype,
-        threads=recorded.computation.threads if threads is None else threads,
+        threads=_threads(recorded.computation) if threads is None else threads,
     )
-    # Run and save
-    result = next(pipeline.generate([recorded.request], batch_size=1))
+    # Run and save: a picture of a batch is drawn in one again, because the size of a batch decides the last bits.
+    size = recorded.computation.batch_size
+    result = next(pipeline.generate([recorded.request] * size, batch_size=size, on_cut=console.warn_of_cut))
     if files is not None:
         console.result(files.save(result.request, result.encode(files.format, with_metadata=not no_metadata)))
     stored = read_picture(picture)[0] if kind == "PNG" else None  # the others lose a little when they are written
@@ -125,6 +130,10 @@ def _folder(recorded: PictureMetadata, model: str | None) -> Path:
             hint="name its folder with --model",
         )
     return resolve_model(recorded.model)
+
+
+def _threads(recorded: Computation) -> int:
+    return min(recorded.threads, THREADS_PER_CORE * (os.cpu_count() or 1))
 
 
 def _available(recorded: Computation) -> tuple[str, str]:

@@ -51,7 +51,9 @@ def weights_summary(path: Path) -> Summary:
     if first is not None:
         summary["input channels"] = first[1]
     ranks = {
-        min(entry.shape[:2]) for entry in header.entries if "lora_down.weight" in entry.name or "lora_A." in entry.name
+        min(entry.shape[:2])
+        for entry in header.entries
+        if len(entry.shape) >= 2 and ("lora_down.weight" in entry.name or "lora_A." in entry.name)
     }
     if ranks:
         summary["LoRA rank"] = ", ".join(map(str, sorted(ranks)))
@@ -108,8 +110,9 @@ def print_summary(summary: Summary) -> None:
 
 
 def _shape(header: Header, ending: str) -> tuple[int, ...] | None:
+    """Of the first tensor of that name; None if there is none, or if it is no matrix or kernel."""
     entry: TensorEntry | None = next((each for each in header.entries if each.name.endswith(ending)), None)
-    return None if entry is None else entry.shape
+    return None if entry is None or len(entry.shape) < 2 else entry.shape
 
 
 def _list(values: Any) -> str:

@@ -114,7 +114,7 @@ def train_vae(
     from latentgen.data.records import fingerprint, list_records
     from latentgen.training import vae as training
 
-    process = start_process(config, threads)
+    process = start_process(config, out, resume, threads)
     start = load_vae(init) if init is not None else None
     if start is not None:
         shape = start.config
@@ -213,7 +213,7 @@ def train_clip(
     from latentgen.models.tokenizer import Tokenizer
     from latentgen.training.clip import CLIPObjective, ImageTowerConfig, text_encoder_of
 
-    process = start_process(config, threads)
+    process = start_process(config, out, resume, threads)
     records = list_records(data, held_out=False)
     with process.main_process_first():
         pixels = PixelCache(records, resolution, out / "cache", say_in(process))
@@ -316,7 +316,7 @@ def train_unet(
     from latentgen.training import unet as training
     from latentgen.training.caches import ContextCache, LatentCache, weights_fingerprint
 
-    process = start_process(config, threads)
+    process = start_process(config, out, resume, threads)
     autoencoder, encoder = load_vae(vae).to(process.device), load_text_encoder(text_encoder).to(process.device)
     tokenizer = load_tokenizer(text_encoder)
     space = LatentSpace.from_config(autoencoder.config)

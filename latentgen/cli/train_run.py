@@ -27,17 +27,23 @@ class Trained:
     """To be exported: the averaged ones where there are such."""
 
 
-def start_process(config: TrainConfig, threads: int | None) -> PartialState:
-    """This process among those that train together, and its device. Raises InputError for a precision it has not."""
+def start_process(config: TrainConfig, out: Path, resume: str | None, threads: int | None) -> PartialState:
+    """This process among those that train together, and its device.
+
+    Raises InputError for a precision that the device has not, and as `RunDir.check_start` does.
+    """
     import torch
-    from accelerate import PartialState
 
     from latentgen.training.loop import check_precision
+    from latentgen.training.processes import device_of, join_processes
+    from latentgen.training.run_dir import RunDir
 
     if threads is not None:
         torch.set_num_threads(threads)
-    process = PartialState()
-    check_precision(config, process.device)
+    process = join_processes()
+    check_precision(config, device_of(process))
+    if process.is_main_process:
+        RunDir(out).check_start(resume)
     return process
 
 
@@ -52,10 +58,12 @@ def run_training(objective: Objective, config: TrainConfig, out: Path, resume: s
     A run that a signal ended has saved a checkpoint and nothing else: the process ends here, with the signal's code.
     """
     from latentgen.training.loop import fit
+    from latentgen.training.processes import join_processes
     from latentgen.training.run_dir import RunDir
 
     console, run = Console(), RunDir(out)
     outcome = fit(objective, config, run, resume=resume, report=lambda event: console.note(_progress(event, config)))
+    join_processes().destroy_process_group()
     if outcome.interrupted_by is not None:
         if outcome.is_main_process:
             console.note(f"saved step {outcome.step}; the same command with --resume latest goes on from it")

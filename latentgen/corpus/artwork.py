@@ -26,10 +26,13 @@ from PIL import Image
 
 from latentgen.corpus.scene import Noun
 from latentgen.corpus.vocabulary import all_nouns
-from latentgen.errors import ModelNotFoundError, RuntimeFailure
+from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+from latentgen.jsonfile import read_json
 
 FETCH_HINT = "fetch it with: latentgen data fetch-assets"
 MANIFEST = "artwork.json"
+CONTENT = frozenset({MANIFEST, "NOTICE", "fluent", "noto"})
+"""All that `fetch_artwork` writes into a folder."""
 NOTO_SIZE_PX = 224
 VISIBLE_ALPHA = 20
 
@@ -90,7 +93,7 @@ class Artwork:
         manifest = folder / MANIFEST
         if not manifest.is_file():
             raise ModelNotFoundError(f"no artwork in {folder}", hint=FETCH_HINT)
-        if json.loads(manifest.read_text(encoding="utf-8")).get("packages") != _package_hashes():
+        if read_json(manifest).get("packages") != _package_hashes():
             raise ModelNotFoundError(f"the artwork in {folder} is another version than this one needs", hint=FETCH_HINT)
 
     def pixels(self, file: str) -> NDArray[np.uint8]:
@@ -126,13 +129,14 @@ def _package_hashes() -> dict[str, str]:
 def fetch_artwork(folder: Path) -> Path:
     """Fetch the packages with the npm client, check their hashes, and keep the vocabulary's pictures in `folder`.
 
-    Does nothing if the folder already holds this version. Raises RuntimeFailure if npm is absent or fails, or if a
-    package is not the expected one.
+    Does nothing if the folder already holds this version; another version is replaced. Raises InputError if the folder
+    holds anything else, and RuntimeFailure if npm is absent or fails, or if a package is not the expected one.
     """
     try:
         return Artwork(folder).folder
     except ModelNotFoundError:
-        pass
+        _check_replaceable(folder)
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".artwork-") as scratch:
         new = Path(scratch) / "new"
@@ -144,6 +148,16 @@ def fetch_artwork(folder: Path) -> Path:
             shutil.rmtree(folder)
         new.rename(folder)
     return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise InputError unless `folder` is absent, empty, or artwork that may be deleted for another version of it."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
+    if found and not (MANIFEST in found and found <= CONTENT):
+        other = min(found - CONTENT, default=min(found))
+        raise InputError(f"{folder} holds {other} and is no artwork folder", hint="name a new or empty folder")
 
 
 def _download(package: ArtworkPackage, scratch: Path) -> bytes:

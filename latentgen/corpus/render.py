@@ -56,7 +56,7 @@ class CorpusArguments:
     count: int
     seed: int = 0
     size_px: int = 256
-    vocabulary: VocabularyName = "full"
+    vocabulary: VocabularyName = "heroes"
     format: CorpusFormat = "webdataset"
     captions_per_image: int = 3
     held_out: HeldOut = "include"

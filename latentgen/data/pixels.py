@@ -45,7 +45,8 @@ def decode(record: Record, side_px: int) -> NDArray[np.uint8]:
         with opened:
             if opened.width * opened.height > MAX_PICTURE_PX:
                 raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PICTURE_PX}")
-            if getattr(opened, "n_frames", 1) > 1:
+            # A phone's JPEG with a preview inside reads as MPO with two frames; its first is the picture.
+            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise ValueError("it is an animation")
             picture = _as_rgb(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,8 +1,8 @@
 """A data set on disk as a list of records: pictures with captions, checked before training begins.
 
-Two forms are read: webdataset tar shards (`<key>.png|jpg|webp` with `<key>.txt` and optionally `<key>.json`, whose
-`captions` list holds further captions and whose other entries are labels), and a folder of pictures with a `.txt` or
-`.caption` of the same name beside each. Nothing of a shard is unpacked to the disk.
+Three forms are read: webdataset tar shards (`<key>.png|jpg|webp` with `<key>.txt` and optionally `<key>.json`, whose
+`captions` list holds further captions and whose other entries are labels); a folder with a `metadata.jsonl`; and
+a folder of pictures with a `.txt` or `.caption` of the same name beside each. Nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from latentgen.errors import InputError, ModelNotFoundError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA = "metadata.jsonl"
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 """Every complete tar file ends with two blocks of zeros."""
@@ -58,11 +59,11 @@ def list_records(folder: Path, *, held_out: bool | None = None) -> list[Record]:
     if shards:
         found = [record for shard in shards for record in _shard_records(shard)]
     else:
-        found = list(_folder_records(folder))
+        found = list(_metadata_records(folder) if (folder / METADATA).exists() else _folder_records(folder))
     if held_out is not None:
         found = [record for record in found if bool(record.labels.get("held_out")) is held_out]
     if not found:
-        hint = "tar shards, or pictures with a .txt beside each"
+        hint = "tar shards, or pictures with a .txt beside each or a metadata.jsonl"
         raise InputError(f"{folder} holds no pictures with captions to train on", hint=hint)
     return found
 
@@ -134,6 +135,36 @@ def _captions(captions: Any) -> tuple[str, ...]:
     if not all(each.strip() for each in cast("list[str]", captions)):
         raise ValueError("a caption is empty")
     return tuple(cast("list[str]", captions))
+
+
+def _metadata_records(folder: Path) -> Iterator[Record]:
+    """Hugging Face's ImageFolder form: a line of `metadata.jsonl` a picture, with `file_name` and `text`.
+
+    A line may also hold `captions`, all of them, and labels; the corpus writes both.
+    """
+    path = folder / METADATA
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            labels = _labels(line)
+            name, text = labels.pop("file_name"), labels.pop("text", "")
+            captions = _captions(labels.pop("captions", None) or [text])
+            picture = folder / name
+            if not picture.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{name} lies outside the data folder")
+            size_bytes = picture.stat().st_size
+        except KeyError as error:
+            raise InputError(f"{METADATA} line {number} has no {error}") from error
+        except OSError as error:
+            raise InputError(f"{METADATA} line {number}: {name}: {error.strerror}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{METADATA} line {number}: {error}") from error
+        yield Record(Path(name).stem, captions, picture, None, size_bytes, labels)
 
 
 def _folder_records(folder: Path) -> Iterator[Record]:

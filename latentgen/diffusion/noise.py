@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from latentgen.errors import InputError
-
-MAX_SEED = 2**32 - 1
-"""torch's CPU generator keeps only the low 32 bits of a seed, so a larger one would silently repeat a smaller one."""
+from latentgen.request import MAX_SEED
 
 VECTOR_WIDTH = 16
 """torch.randn fills 16 values at a time and redraws an incomplete last group, so counts are padded to a multiple."""

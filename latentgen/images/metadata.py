@@ -13,6 +13,10 @@ from latentgen.request import GenerationRequest
 FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""
 
+MAX_THREADS = 1024
+MAX_BATCH_SIZE = 1024
+"""Limits of what a run may use, and so of what a picture's file may make `replay` use."""
+
 
 @dataclass(frozen=True, slots=True)
 class Computation:
@@ -26,8 +30,9 @@ class Computation:
     cpu: str
     """The vector instructions torch uses, for instance "AVX512"."""
     threads: int
+    """1 .. MAX_THREADS."""
     batch_size: int
-    """How many pictures went through the network together."""
+    """How many pictures went through the network together: 1 .. MAX_BATCH_SIZE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,9 @@ class PictureMetadata:
         kinds = {field.name: int if field.name in ("threads", "batch_size") else str for field in fields(Computation)}
         if set(kinds) != set(computation) or any(type(computation[name]) is not kind for name, kind in kinds.items()):
             raise InputError("the picture's metadata do not say how it was computed")
+        for name, high in (("threads", MAX_THREADS), ("batch_size", MAX_BATCH_SIZE)):
+            if not 1 <= computation[name] <= high:
+                raise InputError(f"the picture's metadata: {name} is out of range", hint=f"1 to {high}")
         return cls(
             request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
             computation=Computation(**cast("dict[str, Any]", computation)),

@@ -1,4 +1,4 @@
-"""Float pixels in [-1, 1], (3, H, W), to bytes, (H, W, 3), and back."""
+"""Float pixels in [-1, 1], (3, H, W), to bytes, (H, W, 3), and what is asked of those."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ def to_pixels(picture: Tensor) -> Pixels:
     assert picture.shape[:1] == (3,), f"one picture (3, H, W), not {tuple(picture.shape)}"
     scaled = ((picture.detach().float() + 1.0) * 127.5).round().clamp(0.0, 255.0)
     return np.ascontiguousarray(scaled.byte().permute(1, 2, 0).cpu().numpy())
-
-
-def from_pixels(pixels: Pixels) -> Tensor:
-    """Bytes (H, W, 3) to one picture (3, H, W) float32 in [-1, 1]; `to_pixels` of it gives the bytes back."""
-    import torch
-
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 def pixels_sha256(pixels: Pixels) -> str:

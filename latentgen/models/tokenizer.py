@@ -210,11 +210,6 @@ class Tokenizer:
         return data.decode("utf-8", errors="replace").strip(" ")
 
 
-def write_tokenizer(folder: Path, merges: int | None) -> None:
-    """Write CLIP's vocabulary files: all 49,408 entries, or the same BPE cut to its first `merges` merges."""
-    Tokenizer.published(merges).save(folder)
-
-
 def byte_symbols() -> list[str]:
     """The printable character that stands for each byte, in the vocabulary's order (GPT-2's `bytes_to_unicode`)."""
     return [chr(byte) if rank < 188 else chr(256 + rank - 188) for rank, byte in enumerate(_byte_order())]

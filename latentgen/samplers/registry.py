@@ -121,12 +121,6 @@ def get_sampler(name: str) -> Sampler:
     return cast("Sampler", getattr(importlib.import_module(f"latentgen.samplers.{canonical}"), canonical))
 
 
-def display_name(sampler: str, schedule: str) -> str:
-    """How AUTOMATIC1111 would write the two together: "DPM++ 2M Karras", "Euler a"."""
-    title = SAMPLERS[sampler].title
-    return f"{title} {SCHEDULES[schedule].title}" if schedule == "karras" else title
-
-
 def _key(name: str) -> str:
     """Spelling without case, spaces, underscores and hyphens."""
     return re.sub(r"[\s_-]+", "", name).casefold()

@@ -138,6 +138,10 @@ class CLIPObjective:
         return ids[:, : -(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE]
 
 
+MAX_LOGIT_SCALE = 100.0
+"""CLIP, arXiv:2103.00020, section 2.5: a larger scale makes training unstable."""
+
+
 class CLIPTowers(CustomTextCLIP):
     """open_clip's two towers, for captions shorter than the context too: its causal mask is not cut by itself."""
 
@@ -149,7 +153,8 @@ class CLIPTowers(CustomTextCLIP):
         length = text.shape[1]
         self.text.attn_mask = mask[:length, :length]
         try:
-            return cast("tuple[Tensor, Tensor, Tensor]", super().forward(image, text))
+            features = cast("tuple[Tensor, Tensor, Tensor]", super().forward(image, text))
+            return features[0], features[1], features[2].clamp(max=MAX_LOGIT_SCALE)
         finally:
             self.text.attn_mask = mask
 

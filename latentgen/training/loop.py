@@ -32,6 +32,7 @@ from latentgen.config import TrainConfig
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.training.ema import EMA
 from latentgen.training.optimizer import make_optimizer
+from latentgen.training.processes import device_of, join_processes
 from latentgen.training.rng import Draw, SampleOrder, seed_for
 from latentgen.training.run_dir import Checkpoint, RunDir
 from latentgen.training.scaler_state import load_scaler, scaler_tensors
@@ -100,7 +101,6 @@ def fit(
     with lock, _signals_noted() as stop:
         outcome = _Run(objective, config, run, report, accelerator).train(resume, stop)
         accelerator.wait_for_everyone()
-    accelerator.end_training()
     return outcome
 
 
@@ -111,13 +111,13 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
 
 
 def _make_accelerator(config: TrainConfig) -> Accelerator:
+    check_precision(config, device_of(join_processes()))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.grad_accum, adjust_scheduler=False, sync_with_dataloader=False
         ),
     )
-    check_precision(config, accelerator.device)
     if accelerator.distributed_type not in DATA_PARALLEL:
         raise InputError(
             f"training runs in one process or data-parallel, not under {accelerator.distributed_type.value}",

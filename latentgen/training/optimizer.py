@@ -49,6 +49,12 @@ class MuonAdamW(torch.optim.AdamW):
             self.param_groups = groups
         return loss
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a loaded state; AdamW would look for its own entries in that of Muon's parameters."""
+        groups = state["param_groups"]
+        super().__setstate__({**state, "param_groups": [group for group in groups if not group["muon"]]})
+        self.param_groups = groups
+
     def _muon_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
         gradient = parameter.grad
         assert gradient is not None, "checked by step"

@@ -67,15 +67,9 @@ class RunDir:
         stopped before its first checkpoint is begun again, with settings as they are now.
         Raises InputError when the folder's config differs from `config`, naming the keys.
         """
-        has_checkpoints = bool(self.checkpoint_folders())
-        started = has_checkpoints or (self.path / CONFIG).exists()
-        if started and resume is None:
-            hint = "--resume latest continues it, or choose another --out"
-            raise InputError(f"{self.path} already holds a run", hint=hint)
-        if not started and resume == "latest":
-            raise ModelNotFoundError(f"{self.path} holds no run to resume", hint="leave --resume out to start one")
+        self.check_start(resume)
         settings: dict[str, Any] = json.loads(json.dumps(config))  # as they read back: tuples are lists
-        if has_checkpoints:
+        if self.checkpoint_folders():
             self._check_config(settings)
             return self.latest()
         try:
@@ -84,6 +78,15 @@ class RunDir:
         except OSError as error:
             raise RuntimeFailure(f"cannot write to {self.path}: {error.strerror}") from None
         return None
+
+    def check_start(self, resume: str | None) -> None:
+        """Whether the folder holds a run, as `resume` has it: a look that can be had before anything is computed."""
+        started = (self.path / CONFIG).exists() or bool(self.checkpoint_folders())
+        if started and resume is None:
+            hint = "--resume latest continues it, or choose another --out"
+            raise InputError(f"{self.path} already holds a run", hint=hint)
+        if not started and resume == "latest":
+            raise ModelNotFoundError(f"{self.path} holds no run to resume", hint="leave --resume out to start one")
 
     def _check_config(self, config: dict[str, Any]) -> None:
         try:

@@ -12,6 +12,11 @@ def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder
     _check_multiple("--crop", crop_px, config.downscale, "this VAE halves them")
     if crop_px > side_px:
         raise ConfigError(f"--crop {crop_px} is larger than the pictures, {side_px} px", hint="raise --resolution")
+    if config.latent_channels > config.block_out_channels[-1]:
+        raise ConfigError(
+            f"{config.latent_channels} latent channels cannot come from {config.block_out_channels[-1]} features",
+            hint="lower --latent-channels, or widen the last of --channels",
+        )
     if not decoder_only and not (config.use_quant_conv and config.use_post_quant_conv):
         raise ConfigError(
             "a VAE without quant_conv and post_quant_conv has no place for its latent statistics",

@@ -110,11 +110,9 @@ class UNetObjective:
         eps: list[Tensor] = []
         contexts: list[Tensor] = []
         for draw in draws:
-            mean, logvar = self.latents.posterior(draw.item)
-            generator = draw.generator("noise")
-            posterior_noise = torch.randn(mean.shape, generator=generator)
-            latents.append(self.space.normalize(mean + torch.exp(0.5 * logvar) * posterior_noise))
-            eps.append(torch.randn(mean.shape, generator=generator))
+            mean = self.latents.mean(draw.item)
+            latents.append(self.space.normalize(mean))
+            eps.append(torch.randn(mean.shape, generator=draw.generator("noise")))
             contexts.append(self.contexts.context(self._caption(draw)))
         t = torch.tensor([self.timestep(draw) for draw in draws])
         return UNetBatch(torch.stack(latents), torch.stack(eps), t, torch.stack(contexts))

@@ -211,15 +211,19 @@ def reconstruction_psnr_db(vae: AutoencoderKL, pixels: PixelCache, items: list[i
 
 @torch.inference_mode()
 def latent_statistics(vae: AutoencoderKL, pixels: PixelCache, items: list[int]) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation of z, drawn from its posterior, over these pictures: two (C,) float32."""
+    """Per-channel mean and standard deviation of the posterior mean over these pictures: two (C,) float32.
+
+    The posterior's own variance is left out, as the U-Net learns from its mean: at rare places an unregularised
+    log-variance runs off, and a few of them would outweigh a whole channel.
+    """
     weight = next(vae.parameters())
     count = 0
     total = torch.zeros(vae.config.latent_channels, dtype=torch.float64)
     squares = torch.zeros_like(total)
     for item in items:
-        mean, logvar = (part.double().cpu() for part in vae.encode(to_float(pixels.batch([item])).to(weight)))
+        mean = vae.encode(to_float(pixels.batch([item])).to(weight))[0].double().cpu()
         total += mean.sum(dim=(0, 2, 3))
-        squares += (mean.square() + logvar.exp()).sum(dim=(0, 2, 3))
+        squares += mean.square().sum(dim=(0, 2, 3))
         count += mean[:, 0].numel()
     average = total / count
     return average.float(), (squares / count - average.square()).sqrt().float()

@@ -7,7 +7,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,18 +21,26 @@ ENVIRONMENT: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 OURS = ("generate", "replay", "info", "models", "doctor")
 
 
-def test_help_lists_every_command_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "latentgen", "--help"]
+def test_help_lists_every_command_and_is_quick() -> None:
     seconds: list[float] = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+    for _ in range(5):
+        out, used_s = processor_seconds([sys.executable, "-m", "latentgen", "--help"])
+        seconds.append(used_s)
     for group in COMMANDS.values():
         for name, entry in group.items():
-            assert re.search(rf"^  {name} +{re.escape(entry.help)}$", done.stdout, flags=re.MULTILINE)
-    with capsys.disabled():
-        print(f" --help in {min(seconds):.3f} s ", end="")
+            assert re.search(rf"^  {name} +{re.escape(entry.help)}$", out, flags=re.MULTILINE)
+    assert min(seconds) < 0.2, f"{min(seconds):.3f} s of processor time; has something heavy been imported?"
+
+
+def processor_seconds(command: list[str]) -> tuple[str, float]:
+    """stdout, and the child's own time on a core: a busy machine makes the clock on the wall later, but not this."""
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return out, usage.ru_utime + usage.ru_stime
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])

@@ -219,6 +219,7 @@ def test_a_prompt_that_is_too_long_says_what_is_lost(cli: Cli, tiny_model: Path)
     assert outcome.code == 0
     assert outcome.err.startswith("warning: the text encoder reads 75 tokens")
     assert outcome.err.rstrip().endswith("and a zebra'")
+    assert outcome.err.count("\n") == 1
 
 
 def test_verbose_says_how_long_it_took(cli: Cli, tiny_model: Path) -> None:

@@ -63,8 +63,16 @@ def test_nothing_in_a_picture_reaches_the_terminal_as_a_command(cli: Cli) -> Non
             {"kind": "Stable Diffusion, one file", "input channels": 9, "dtypes": {"F16": 1}},
         ),
         ({"x": torch.zeros(3)}, {"kind": "unknown", "parameters": 3, "tensors": 1}),
+        (
+            {
+                "lora_unet_a.lora_down.weight": torch.tensor(1.0),
+                "conv_in.weight": torch.zeros(3),
+                "attn2.to_k.weight": torch.tensor(1.0),
+            },
+            {"kind": "LoRA for a U-Net (kohya)", "parameters": 5},
+        ),
     ],
-    ids=["U-Net", "LoRA", "one file", "unknown"],
+    ids=["U-Net", "LoRA", "one file", "unknown", "scalars and vectors"],
 )
 def test_a_weights_file(tensors: dict[str, torch.Tensor], expected: dict[str, object], cli: Cli) -> None:
     save_file(tensors, "w.bin", metadata={"modelspec.title": "Test"})
@@ -95,6 +103,16 @@ def test_models_are_listed(cli: Cli, tiny_model: Path, monkeypatch: pytest.Monke
     shutil.copytree(tiny_model, embedded)
     assert cli("models", "list").out == f"embedded  {embedded}\n"
     assert cli("models", "show", "embedded").code == 0
+
+
+@pytest.mark.parametrize("reason", ["no oneDNN", "no such op"])
+def test_doctor_survives_a_torch_that_cannot_say(reason: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoOps:
+        pass
+
+    monkeypatch.setattr("torch.ops.mkldnn", NoOps())
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: reason == "no such op")
+    assert "emulated: use float32" in cli("doctor").out
 
 
 def test_doctor_reports_what_is_missing(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

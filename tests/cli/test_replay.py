@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from latentgen.cli.replay import compare
 from latentgen.images.files import FORMATS, PictureText, encode_picture, read_picture
 from latentgen.images.metadata import PictureMetadata
+from latentgen.pipeline import TextToImage
 from tests.cli.conftest import Cli
 from tests.tiny import tiny_unet
 
@@ -68,6 +70,58 @@ def test_a_picture_from_a_gpu_is_redrawn_on_what_is_here(cli: Cli, tiny_model: P
     outcome = cli("replay", path, "--verify", "-m", tiny_model)
     assert outcome.code == 1
     assert "dtype float16 then, float32 now; device tpu then, cpu now" in outcome.err
+
+
+def rewrite(path: Path, **computation: object) -> None:
+    """The same picture, whose file says that it was computed otherwise."""
+    pixels, text = read_picture(path)
+    document = {**(text.document or {})}
+    document["computation"] = {**document["computation"], **computation}
+    path.write_bytes(encode_picture(pixels, "PNG", PictureText(text.parameters, document)))
+
+
+def test_a_picture_of_a_batch_is_redrawn_in_a_batch(
+    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "5", "-n", "3", "--batch-size", "3", "-o", "{seed}.png")
+    assert outcome.code == 0
+    generate = TextToImage.generate
+    sizes: list[object] = []
+
+    def watched(self: TextToImage, requests: Any, **options: Any) -> Any:
+        sizes.append((len(requests), options["batch_size"]))
+        return generate(self, requests, **options)
+
+    monkeypatch.setattr(TextToImage, "generate", watched)
+    for path in ("5.png", "6.png", "7.png"):
+        outcome = cli("replay", path, "--verify", "-m", tiny_model)
+        assert (outcome.code, outcome.err) == (0, f"{path}: bit-identical\n")
+    assert sizes == [(3, 3)] * 3
+
+
+def test_a_file_cannot_start_a_thousand_threads(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = draw(cli, tiny_model)
+    rewrite(path, threads=1000)
+    started: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", started.append)
+    cli("replay", path, "--verify", "-m", tiny_model)
+    assert started == [4 * (os.cpu_count() or 1)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", 10**6), ("threads", 0), ("batch_size", 10**6)])
+def test_numbers_out_of_bounds_in_a_file_are_one_line(name: str, value: int, cli: Cli, tiny_model: Path) -> None:
+    path = draw(cli, tiny_model)
+    rewrite(path, **{name: value})
+    outcome = cli("replay", path, "--verify", "-m", tiny_model)
+    assert outcome.code == 2
+    assert outcome.err == f"error: the picture's metadata: {name} is out of range (1 to 1024)\n"
+
+
+def test_a_prompt_that_is_too_long_is_said_once(cli: Cli, tiny_model: Path) -> None:
+    assert cli("generate", "a cat " + "1 " * 75 + "and a zebra", "-m", tiny_model, "-s", "5", "-o", "a.png").code == 0
+    lines = cli("replay", "a.png", "--verify", "-m", tiny_model).err.splitlines()
+    assert lines[0].startswith("warning: the text encoder reads 75 tokens")
+    assert lines[1:] == ["a.png: bit-identical"]
 
 
 def test_pixels_that_were_changed_afterwards_are_noticed(cli: Cli, tiny_model: Path) -> None:

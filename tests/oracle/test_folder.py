@@ -29,7 +29,7 @@ from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, V
 from latentgen.diffusion.guidance import GuidedDenoiser
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.schedule import NoiseSchedule
-from latentgen.models.tokenizer import Tokenizer, write_tokenizer
+from latentgen.models.tokenizer import Tokenizer
 from latentgen.samplers.registry import get_sampler
 from tests.tiny import TINY_MODEL, TINY_TEXT, TINY_UNET, randomize, tiny_text_encoder, tiny_unet, tiny_vae
 
@@ -123,7 +123,7 @@ def diffusers_pipeline(folder: Path) -> StableDiffusionPipeline:
         pad_token_id=599,
         projection_dim=16,
     )
-    write_tokenizer(folder, 86)
+    Tokenizer.published(86).save(folder)
     return StableDiffusionPipeline(
         unet=randomize(unet, 1).eval(),
         vae=randomize(vae, 2).eval(),

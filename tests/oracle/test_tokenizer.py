@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer, write_tokenizer
+from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
 
 PROMPTS = [
     "",
@@ -43,7 +43,7 @@ OPEN_CLIP_PROMPTS = [prompt for prompt in PROMPTS if not any(trait in prompt for
 @pytest.fixture(scope="module", params=[None, 7680], ids=["published", "cut"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(path, request.param)
+    Tokenizer.published(request.param).save(path)
     return path
 
 
@@ -95,7 +95,7 @@ def test_folder_written_by_transformers_opens_in_ours(folder: Path, tmp_path: Pa
 
 
 def test_sd2_padding_as_in_transformers(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, 7680)
+    Tokenizer.published(7680).save(tmp_path)
     original = CLIPTokenizer.from_pretrained(tmp_path, pad_token="!")
     original.save_pretrained(tmp_path / "sd2")
     ours, theirs = Tokenizer.from_folder(tmp_path / "sd2"), CLIPTokenizer.from_pretrained(tmp_path / "sd2")

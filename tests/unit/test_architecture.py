@@ -169,11 +169,17 @@ for name in {light!r}:
 
 
 def test_generating_is_light_offline_and_runs_nothing(tmp_path: Path) -> None:
-    """One real picture: no transformers or open_clip, no socket, no pickle, no other program, under 1.5 GB."""
+    """One real picture: no transformers or open_clip, no socket, no pickle, no other program, little memory.
+
+    The network is tiny, so what is measured is what all else takes beyond torch itself, which differs by build.
+    """
     model = save_tiny_model(tmp_path / "tiny")
     code = f"""
 import resource, sys
 import torch
+def peak_kib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 forbidden = []
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "pickle.find_class", "subprocess.Popen", "os.system"):
@@ -184,8 +190,8 @@ assert main(["generate", "a cat", "--seed", "1", "--model", sys.argv[1], "--outp
 assert not forbidden, forbidden
 heavy = [name for name in {NEVER_WHEN_GENERATING!r} if name in sys.modules]
 assert not heavy, heavy
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_kib() - before)
 """
-    *_, peak_kib = run_python(code, str(model), str(tmp_path / "out.png")).split()
+    *_, grown_kib = run_python(code, str(model), str(tmp_path / "out.png")).split()
     assert (tmp_path / "out.png").exists()
-    assert int(peak_kib) < 1.5 * 2**20, f"peak memory {int(peak_kib) / 2**20:.2f} GiB"
+    assert 0 < int(grown_kib) < 256 * 2**10, f"{int(grown_kib) / 2**10:.0f} MiB more than torch"

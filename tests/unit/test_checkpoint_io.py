@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from latentgen.checkpoints.io import (
     TORCH_DTYPES,
     load_strict,
-    read_metadata,
     read_tensors,
     sha256,
     write_tensors,
 )
+from latentgen.cli.summary import open_header
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError, RuntimeFailure
 
 Entry = dict[str, object]
@@ -61,7 +61,7 @@ def test_what_the_library_writes_we_read(tmp_path: Path) -> None:
     safetensors.torch.save_file(some_tensors(), tmp_path / "x.safetensors", {"format": "pt"})
     torch.manual_seed(0)
     assert_same(read_tensors(tmp_path / "x.safetensors"), safetensors.torch.load_file(tmp_path / "x.safetensors"))
-    assert read_metadata(tmp_path / "x.safetensors") == {"format": "pt"}
+    assert open_header(tmp_path / "x.safetensors").metadata == {"format": "pt"}
 
 
 def test_what_we_write_the_library_reads(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_we_write_the_library_reads(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.safetensors"
     assert_same(safetensors.torch.load_file(path), tensors)
     assert_same(read_tensors(path), tensors)
-    assert read_metadata(path) == {"note": "ünïcode"}
+    assert open_header(path).metadata == {"note": "ünïcode"}
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"note": "ünïcode"}
 
@@ -167,8 +167,8 @@ def test_a_flipped_header_bit_is_refused_or_read_as_the_library_reads_it(tmp_pat
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>Sign in</html>", "web page"),
-        (b"PK\x03\x04" + bytes(60), "pickle.*latentgen convert"),
-        (b"\x80\x02}q\x00" + bytes(60), "pickle.*latentgen convert"),
+        (b"PK\x03\x04" + bytes(60), r"pickle.*get it as \.safetensors"),
+        (b"\x80\x02}q\x00" + bytes(60), r"pickle.*get it as \.safetensors"),
         (raw(b"{}", length=2**63), "header length"),
         (raw(b"{}", length=3), "header length"),
         (raw(b"{}", length=0), "header length"),
@@ -232,11 +232,10 @@ def test_huge_headers_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for read in (read_tensors, read_metadata):
-        with pytest.raises(ModelNotFoundError, match="no such file"):
-            read(tmp_path / "none")
-        with pytest.raises(ModelLoadError, match="Is a directory"):
-            read(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        read_tensors(tmp_path / "none")
+    with pytest.raises(ModelLoadError, match="Is a directory"):
+        read_tensors(tmp_path)
 
 
 def linear(dtype: torch.dtype = torch.float32) -> nn.Linear:

@@ -19,7 +19,7 @@ from latentgen.corpus.compose import render_scene
 from latentgen.corpus.scene import Noun, SceneSpec, Subject
 from latentgen.corpus.sprites import choose_artwork, recoloured
 from latentgen.corpus.vocabulary import all_nouns
-from latentgen.errors import ModelNotFoundError, RuntimeFailure
+from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 
 DOG = Noun("dog", "land_animal", fluent="1f415", noto="dog")
 FOX = Noun("fox", "head", fluent="1f98a", noto="fox")
@@ -167,6 +167,29 @@ def test_a_failed_fetch_leaves_nothing_behind(
     with pytest.raises(RuntimeFailure, match=message):
         fetch_artwork(tmp_path / "cache" / "artwork")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["cat.png"], "holds cat.png and is no artwork folder"),
+        (["fluent/1f415.webp"], "holds fluent and is no artwork folder"),
+        (["artwork.json", "fluent/1f415.webp", "mine.txt"], "holds mine.txt and is no artwork folder"),
+    ],
+)
+def test_a_folder_of_the_users_is_refused_before_anything_is_fetched(
+    files: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install_fake_npm(tmp_path, monkeypatch, f"touch {tmp_path}/called; exit 1")
+    for file in files:
+        (tmp_path / "mine" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / file).write_text("{}")
+    with pytest.raises(InputError, match=told):
+        fetch_artwork(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a file"):
+        fetch_artwork(tmp_path / "mine" / files[0])
+    assert all((tmp_path / "mine" / file).read_text() == "{}" for file in files)
+    assert not (tmp_path / "called").exists()
 
 
 def test_fetching_without_npm_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import tarfile
@@ -111,8 +112,16 @@ def test_a_folder_has_a_caption_file_and_metadata(tmp_path: Path) -> None:
     assert all(line["text"] == (out / line["file_name"]).with_suffix(".txt").read_text() for line in lines)
     assert lines[0]["seed"] == 40
     assert lines[0]["subjects"]
-    assert [record.captions for record in list_records(out)] == [(line["text"],) for line in lines]
+    assert [record.captions for record in list_records(out)] == [tuple(line["captions"]) for line in lines]
     assert not (out / ".parts").exists()
+
+
+def test_held_out_scenes_of_a_folder_can_be_left_out(tmp_path: Path) -> None:
+    arguments = dataclasses.replace(FOLDER, count=20, size_px=16)
+    records = list_records(render_corpus(tmp_path, arguments))
+    reserved = [record for record in records if record.labels["held_out"]]
+    assert reserved
+    assert len(list_records(tmp_path, held_out=False)) == 20 - len(reserved)
 
 
 def test_held_out_scenes_are_included_excluded_or_alone(tmp_path: Path) -> None:
@@ -157,7 +166,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 def test_the_full_vocabulary_says_that_it_needs_artwork(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no artwork in") as caught:
-        render_corpus(tmp_path / "out", CorpusArguments(2, size_px=16), artwork_folder=tmp_path / "nowhere")
+        render_corpus(
+            tmp_path / "out", CorpusArguments(2, size_px=16, vocabulary="full"), artwork_folder=tmp_path / "nowhere"
+        )
     assert caught.value.hint == "fetch it with: latentgen data fetch-assets"
     assert not (tmp_path / "out").exists()
 
@@ -180,7 +191,7 @@ def test_impossible_arguments_are_refused(arguments: dict[str, object], message:
 def test_command_renders_and_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["data", "render", "--out", str(out), "--count", "3", "--seed", "40", "--size", "32"]
-    assert main([*command, "--vocabulary", "heroes", "--captions-per-image", "2"]) == 0
+    assert main([*command, "--captions-per-image", "2"]) == 0, "the default vocabulary needs no artwork"
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
     assert printed.err == ""
@@ -192,7 +203,7 @@ def test_command_renders_and_prints_the_folder(tmp_path: Path, capsys: pytest.Ca
     [
         (["--count", "2", "--vocabulary", "animals"], 2, "vocabulary 'animals' is not one of full, heroes"),
         (
-            ["--count", "2", "--assets", "nowhere"],
+            ["--count", "2", "--vocabulary", "full", "--assets", "nowhere"],
             3,
             "no artwork in nowhere (fetch it with: latentgen data fetch-assets)",
         ),

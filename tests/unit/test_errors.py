@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_a_request_error_is_an_input_error() -> None:
         (torch.OutOfMemoryError("CUDA out of memory"), 4, "error: not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 4, "error: not enough"),
         (SystemExit(7), 7, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: cannot write: No space left on device\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a\n/b"),
+            1,
+            "error: cannot read or write /a\\n/b: Permission denied\n",
+        ),
+        *(
+            (OSError(number, os.strerror(number), b"out/x"), 1, f"error: cannot {verb} out/x: {os.strerror(number)}\n")
+            for number, verb in (
+                (errno.EDQUOT, "write"),
+                (errno.EFBIG, "write"),
+                (errno.EROFS, "write"),
+                (errno.EPERM, "read or write"),
+            )
+        ),
         (typer.BadParameter("no such thing."), 2, "error: invalid value: no such thing\n"),
     ],
 )

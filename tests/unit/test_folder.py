@@ -17,12 +17,14 @@ import torch
 from latentgen.checkpoints import folder as folder_module
 from latentgen.checkpoints.folder import (
     ModelBundle,
+    check_replaceable,
     load_model,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     load_vae,
     read_config,
+    save_diffusion,
     save_model,
     save_text_encoder,
     save_unet,
@@ -198,6 +200,7 @@ def test_v_prediction_and_zero_snr_are_read(tmp_path: Path) -> None:
         ("unet", "attention_head_dim", 0, "a whole number from 1"),
         ("unet", "attention_head_dim", [8, 8, True, 8], "a list of positive whole numbers"),
         ("unet", "attention_head_dim", [8, 8], "one entry per level"),
+        ("unet", "attention_head_dim", [8, 8, 8, 7], "width 1280 does not split over 7 attention heads"),
         ("unet", "layers_per_block", [1, 2, 2, 2], "one number for all levels"),
         ("unet", "use_linear_projection", 1, "true or false"),
         ("unet", "norm_eps", "small", "a number is needed"),
@@ -213,10 +216,16 @@ def test_v_prediction_and_zero_snr_are_read(tmp_path: Path) -> None:
         ("scheduler", "trained_betas", [0.1], "only None is supported"),
         ("scheduler", "prediction_type", "flow_prediction", "only epsilon, v_prediction, sample"),
         ("scheduler", "variance_type", "learned_range", "predict a variance"),
-        ("scheduler", "rescale_betas_zero_snr", True, "predicting eps is undefined"),
+        ("scheduler", "rescale_betas_zero_snr", True, "eps is undefined there"),
         ("index", "_class_name", "StableDiffusionXLPipeline", "is a 'StableDiffusionXLPipeline'"),
         ("index", "_latentgen", {"width": 3}, "only width_px"),
         ("index", "_latentgen", {"steps": "many"}, "steps must be of type int"),
+        ("index", "_latentgen", {"steps": 0}, "steps 0 must lie between 1 and 1000"),
+        ("index", "_latentgen", {"steps": 1001}, "steps 1001 must lie between 1 and 1000"),
+        ("index", "_latentgen", {"width_px": 0}, "width 0 must be at least 1"),
+        ("index", "_latentgen", {"height_px": -64}, "height -64 must be at least 1"),
+        ("index", "_latentgen", {"guidance": -0.5}, "guidance -0.5 must be a number from 0"),
+        ("index", "_latentgen", {"guidance": float("inf")}, "guidance inf must be a number from 0"),
     ],
 )
 def test_unsupported_values_name_file_and_key(tmp_path: Path, file: str, key: str, value: object, told: str) -> None:
@@ -304,7 +313,7 @@ def test_missing_and_pickled_and_split_weights(folder: Path, part: str) -> None:
     with pytest.raises(ModelLoadError, match=f"{weights.name} is missing"):
         load_model(folder)
     (folder / part / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ModelLoadError, match=r"never opened here.*latentgen convert"):
+    with pytest.raises(ModelLoadError, match=r"never opened here.*save_pretrained writes safetensors"):
         load_model(folder)
     weights.with_suffix(".safetensors.index.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="split over several files"):
@@ -373,21 +382,93 @@ def test_fingerprint_tells_models_apart(folder: Path, bundle: ModelBundle) -> No
 
 
 def test_saving_over_an_older_model_replaces_it(folder: Path, bundle: ModelBundle) -> None:
-    (folder / "stale.txt").write_text("x")
+    (folder / "unet" / "stale.txt").write_text("x")
     save_model(bundle, folder)
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "unet" / "stale.txt").exists()
     assert load_model(folder).config == bundle.config
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_saving_never_replaces_what_is_no_model(tmp_path: Path, bundle: ModelBundle) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.png").write_bytes(b"x")
-    (tmp_path / "file").write_bytes(b"x")
-    for name in ("photos", "file"):
-        with pytest.raises(InputError, match="exists and is not a model folder"):
-            save_model(bundle, tmp_path / name)
-    assert (tmp_path / "photos" / "cat.png").exists()
+def test_saving_over_an_older_part_replaces_it(tmp_path: Path, bundle: ModelBundle) -> None:
+    for _ in range(2):
+        save_vae(bundle.vae, tmp_path / "vae")
+        save_text_encoder(bundle.text_encoder, tmp_path / "text_encoder")
+        save_diffusion(bundle.config.diffusion, tmp_path / "scheduler")
+    assert_same_weights(bundle.vae, load_vae(tmp_path / "vae"))
+    assert sorted(os.listdir(tmp_path)) == ["scheduler", "text_encoder", "vae"]
+
+
+OTHERS: dict[str, tuple[list[str], str]] = {
+    "photos": (["cat.png"], "holds cat.png and is no model"),
+    "run": (["config.json", "log.jsonl", "step_00000100/state.pt"], "holds config.json and is no model"),
+    "half": (["unet/config.json", "vae/config.json"], "holds unet and is no model"),
+    "with-notes": (["model_index.json", "README.md", "unet/config.json"], "holds README.md and is no model"),
+}
+"""Folders that are not ours to delete: their files, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_saving_never_replaces_what_is_no_model(name: str, tmp_path: Path, bundle: ModelBundle) -> None:
+    files, told = OTHERS[name]
+    for file in files:
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_bytes(b"mine")
+    with pytest.raises(InputError, match=told):
+        save_model(bundle, tmp_path / name)
+    for save in (
+        lambda: save_unet(bundle.unet, tmp_path / name),
+        lambda: save_text_encoder(bundle.text_encoder, tmp_path / name),
+        lambda: save_diffusion(bundle.config.diffusion, tmp_path / name),
+    ):
+        with pytest.raises(InputError, match=r"holds .* and is no (unet|text_encoder|scheduler)"):
+            save()
+    assert os.listdir(tmp_path) == [name]
+    assert all((tmp_path / name / file).read_bytes() == b"mine" for file in files)
+
+
+def test_a_part_does_not_replace_another_nor_a_model(folder: Path, tmp_path: Path, bundle: ModelBundle) -> None:
+    with pytest.raises(InputError, match="is no vae"):
+        save_vae(bundle.vae, folder)
+    with pytest.raises(InputError, match="is no text_encoder"):
+        save_text_encoder(bundle.text_encoder, folder / "unet")
+    with pytest.raises(InputError, match="is no model"):
+        save_model(bundle, folder / "unet")
+    assert load_model(folder).config == bundle.config
+
+
+def test_a_file_and_the_current_folder_are_not_replaced(
+    tmp_path: Path, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        save_model(bundle, tmp_path / "file")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "..", "x/.."):
+        with pytest.raises(InputError, match=r"is the current folder|is no model"):
+            save_model(bundle, Path(name))
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["file", "here"]
+
+
+def test_an_empty_folder_and_a_link_take_a_model(tmp_path: Path, bundle: ModelBundle) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        save_model(bundle, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_model(tmp_path / "real").config == bundle.config
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+def test_what_may_be_replaced_can_be_asked_before_the_work(folder: Path, tmp_path: Path) -> None:
+    check_replaceable(folder)
+    check_replaceable(folder / "unet", "unet")
+    check_replaceable(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is no model"):
+        check_replaceable(tmp_path)
+    with pytest.raises(InputError, match="File name too long"):
+        check_replaceable(tmp_path / ("x" * 300))
 
 
 def test_a_failed_save_leaves_the_old_model_and_nothing_else(

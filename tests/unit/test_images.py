@@ -22,7 +22,7 @@ from latentgen.images.files import (
     write_file,
 )
 from latentgen.images.metadata import Computation, PictureMetadata
-from latentgen.images.pixels import Pixels, from_pixels, pixel_difference, pixels_sha256, to_pixels
+from latentgen.images.pixels import Pixels, pixel_difference, pixels_sha256, to_pixels
 from latentgen.request import GenerationRequest
 from tests.limits import file_size_limit
 
@@ -62,9 +62,9 @@ def test_pixels_are_rounded_and_clipped() -> None:
     assert row.tolist() == [0, 255, 128, 0, 255, 1, 1, 2]
 
 
-def test_every_byte_survives_the_way_to_floats_and_back() -> None:
-    ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    assert np.array_equal(to_pixels(from_pixels(ramp)), ramp)
+def test_every_byte_is_reached_from_its_own_float() -> None:
+    ramp = torch.arange(256).repeat_interleave(3)
+    assert np.array_equal(to_pixels((ramp / 127.5 - 1).expand(3, 1, -1))[0, :, 0], ramp)
 
 
 def test_channels_rows_and_columns_keep_their_places() -> None:
@@ -152,6 +152,11 @@ def test_metadata_survive_json_without_loss() -> None:
         {"model": 3},
         {"computation": {}},
         {"computation": {**METADATA.to_json()["computation"], "threads": "2"}},
+        {"computation": {**METADATA.to_json()["computation"], "threads": 0}},
+        {"computation": {**METADATA.to_json()["computation"], "threads": 10**9}},
+        {"computation": {**METADATA.to_json()["computation"], "batch_size": -1}},
+        {"computation": {**METADATA.to_json()["computation"], "batch_size": 1025}},
+        {"computation": {**METADATA.to_json()["computation"], "batch_size": True}},
     ],
 )
 def test_foreign_metadata_are_refused(change: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from latentgen.diffusion.noise import NoiseSource
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.files import read_picture
-from latentgen.images.metadata import PictureMetadata
+from latentgen.images.metadata import MAX_BATCH_SIZE, PictureMetadata
 from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage, choose_device, choose_dtype
 from latentgen.request import GenerationRequest, RequestError
@@ -170,9 +171,10 @@ def test_requests_are_checked_before_anything_is_drawn(
         model.generate([REQUEST, replace(REQUEST, **change)])
 
 
-def test_a_batch_size_of_zero_is_refused(model: TextToImage) -> None:
-    with pytest.raises(InputError, match="batch size 0"):
-        model.generate([REQUEST], batch_size=0)
+@pytest.mark.parametrize("size", [0, MAX_BATCH_SIZE + 1])
+def test_a_batch_size_that_no_file_could_record_is_refused(size: int, model: TextToImage) -> None:
+    with pytest.raises(InputError, match=f"batch size {size} must lie between 1 and 1024"):
+        model.generate([REQUEST], batch_size=size)
 
 
 def test_an_inpainting_model_is_refused(model: TextToImage) -> None:
@@ -223,18 +225,65 @@ def test_pixels_that_are_not_finite_are_no_picture(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_vae_that_overflows_in_half_precision_is_asked_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For that picture alone: the next one comes out as it does without an overflow before it."""
     bundle = tiny_bundle()
     bundle.vae.to(torch.bfloat16)
     model = TextToImage(bundle)
+    second = replace(REQUEST, seed=4)
+    (alone,) = model.generate([second])
     decode = bundle.vae.decode
+    dtypes: list[torch.dtype] = []
 
     def overflows(z: Tensor) -> Tensor:
-        pixels = decode(z)
-        return pixels if z.dtype == torch.float32 else pixels * float("inf")
+        dtypes.append(z.dtype)
+        return decode(z) * (float("inf") if len(dtypes) == 1 else 1.0)
 
     monkeypatch.setattr(bundle.vae, "decode", overflows)
-    (result,) = model.generate([REQUEST])
-    assert result.pixels.std() > 10
+    first, after = model.generate([REQUEST, second])
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert first.pixels.std() > 10
+    assert after.metadata == alone.metadata
+    # A trainer that draws samples trains the same network afterwards.
+    assert not any(parameter.is_inference() for parameter in bundle.vae.parameters())
+
+
+# Prompts that are too long
+
+LONG = "a cat " + "1 " * 75 + "and a zebra"
+
+
+def test_what_is_cut_from_a_prompt_is_said_once_and_stays_with_the_picture(model: TextToImage) -> None:
+    long, short = replace(REQUEST, prompt=LONG, steps=1), replace(REQUEST, steps=1)
+    with pytest.warns(UserWarning, match="does not see the end of the prompt: .*and a zebra") as caught:
+        results = list(model.generate([long, replace(long, seed=4), short]))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    cuts = [result.cut_prompt for result in results]
+    assert cuts[0] is not None
+    assert cuts[0].endswith("and a zebra")
+    assert LONG.endswith(cuts[0])
+    assert cuts[1:] == [cuts[0], None]
+
+
+def test_a_caller_may_be_told_instead_of_warned(model: TextToImage) -> None:
+    told: list[str] = []
+    negative = replace(REQUEST, negative_prompt=LONG, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guided, unguided = model.generate([negative, replace(negative, guidance=1.0)], on_cut=told.append)
+        list(model.generate([replace(negative, guidance=1.0)], on_cut=told.append))
+    assert (guided.cut_prompt, unguided.cut_prompt) == (None, None)
+    assert len(told) == 1, "without guidance a negative prompt is not read at all"
+    assert told[0].endswith("and a zebra")
+
+
+def test_encoded_prompts_do_not_pile_up(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentgen.pipeline.CONTEXTS_KEPT", 2)
+    calls = watch(monkeypatch, model.bundle.text_encoder)
+    requests = [replace(REQUEST, prompt=prompt, guidance=1.0, steps=1) for prompt in ("a", "b", "b", "c", "a")]
+    results = list(model.generate(requests))
+    assert len(calls) == 4, "a is encoded again, because b and c came after it; b is not"
+    assert pixels_sha256(results[0].pixels) == pixels_sha256(results[4].pixels)
 
 
 # The Python interface

@@ -18,7 +18,6 @@ from latentgen.samplers import registry
 from latentgen.samplers.registry import (
     SAMPLERS,
     SCHEDULES,
-    display_name,
     get_sampler,
     resolve_sampler,
     resolve_schedule,
@@ -213,11 +212,10 @@ def test_every_name_is_unambiguous_and_every_entry_loads() -> None:
     assert [resolve_schedule(entry.title) for entry in SCHEDULES.values()] == list(SCHEDULES)
 
 
-def test_display_names_are_read_back() -> None:
-    assert display_name("dpmpp_2m", "karras") == "DPM++ 2M Karras"
-    assert display_name("euler_a", "leading") == "Euler a"
-    for sampler in SAMPLERS:
-        assert resolve_sampler(display_name(sampler, "karras")) == (sampler, "karras")
+def test_a1111s_names_of_both_together_are_read() -> None:
+    for sampler in SAMPLERS.values():
+        for schedule in SCHEDULES.values():
+            assert resolve_sampler(f"{sampler.title} {schedule.title}") == (sampler.name, schedule.name)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentgen.errors import ConfigError, InputError, ModelLoadError
-from latentgen.models.tokenizer import CONTEXT_LENGTH, PUBLISHED_MERGES, Tokenizer, byte_symbols, write_tokenizer
+from latentgen.models.tokenizer import CONTEXT_LENGTH, PUBLISHED_MERGES, Tokenizer, byte_symbols
 
 SMALL = Tokenizer.published(300)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_tokenizer(tmp_path / "tokenizer", 300)
+    SMALL.save(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
 

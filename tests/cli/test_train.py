@@ -1,0 +1,262 @@
+"""The training commands: from a folder of pictures to a model that draws, and every way to ask for it wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentgen.checkpoints.folder import load_model, load_vae
+from latentgen.checkpoints.io import read_tensors
+from latentgen.presets import EMBEDDED
+from tests.cli.conftest import Cli, Outcome
+from tests.tiny import TINY_MODEL
+from tests.training.tiny_runs import write_pictures
+
+QUICK = ("--batch-size", "2", "--max-steps", "2", "--warmup", "1", "--threads", "1")
+MERGES = str(TINY_MODEL.text_encoder.vocab_size - 514)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "data", 12)
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained from scratch is the tiny model."""
+    import latentgen.cli.train
+
+    monkeypatch.setattr(latentgen.cli.train, "EMBEDDED", TINY_MODEL)
+
+
+def assert_refused(outcome: Outcome, says: str, code: int = 2) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("error: ")
+    assert says in outcome.err
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_from_pictures_to_a_model_that_draws(cli: Cli, pictures: Path, tmp_path: Path) -> None:
+    """train-vae, train-clip, train-unet, export, generate; and diffusers opens what came out."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# three\na red picture\n\na blue picture\na grey picture\n")
+    data = ("--data", pictures)
+
+    vae = cli("train-vae", *data, "--out", "vae", "--resolution", "16", "--crop", "16", *QUICK)
+    assert (vae.code, vae.out) == (0, "vae/model\n"), vae.err
+    assert "2 steps, 4 samples, psnr_db" in vae.err
+    assert (tmp_path / "vae/samples/step_00000002.png").exists()
+    assert load_vae(Path("vae/model")).config.scaling_factor == 1.0
+
+    clip = cli("train-clip", *data, "--out", "clip", "--resolution", "16", "--merges", MERGES, *QUICK)
+    assert (clip.code, clip.out) == (0, "clip/model\n"), clip.err
+    assert "retrieval_top1_of_64" in clip.err
+
+    trained = ("--vae", "vae/model", "--text-encoder", "clip/model")
+    more = ("--resolution", "16", "--sample-prompts", prompts, "--sample-every", "1", "--cache", "cache")
+    unet = cli("train-unet", *data, *trained, "--out", "unet", *more, *QUICK)
+    assert (unet.code, unet.out) == (0, "unet/model\n"), unet.err
+    assert sorted(path.name for path in Path("unet/samples").iterdir()) == ["step_00000001.png", "step_00000002.png"]
+    assert {path.name.split("-")[0] for path in Path("cache").iterdir()} == {"pixels", "latents", "contexts"}
+
+    parts = ("--unet", "unet/model", "--vae", "vae/model", "--text-encoder", "clip/model")
+    exported = cli("export", *parts, "--out", "model", "--dtype", "float32", "--steps", "2", "--guidance", "2")
+    assert (exported.code, exported.out) == (0, "model\n"), exported.err
+    bundle = load_model(Path("model"))
+    assert (bundle.config.defaults.width_px, bundle.config.defaults.steps) == (16, 2)
+    averaged = read_tensors(Path("unet/step_00000002/ema.safetensors"))
+    for name, value in bundle.unet.state_dict().items():
+        assert torch.equal(value, averaged[name]), f"{name}: the averaged weights are exported"
+    drawn = cli("generate", "a red picture", "--model", "model", "--seed", "1", "--output", "red.png")
+    assert (drawn.code, drawn.out) == (0, "red.png\n"), drawn.err
+
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained("model", safety_checker=None, requires_safety_checker=False)
+    x, context = torch.randn(1, 4, 2, 2), torch.randn(1, 77, 24)
+    with torch.inference_mode():
+        theirs = pipeline.unet(x, 500, context).sample
+        ours = bundle.unet(x, torch.tensor([500]), context)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_vae_is_trained_further_and_resumed(cli: Cli, pictures: Path, tiny_model: Path) -> None:
+    """--init and --decoder-only: latents stay what they were; --resume goes on where it stood."""
+    common = ("train-vae", "--data", pictures, "--out", "run", "--init", tiny_model, "--decoder-only")
+    sizes = ("--resolution", "16", "--crop", "16", "--batch-size", "2", "--warmup", "0", "--save-every", "1")
+    assert cli(*common, *sizes, "--max-steps", "1").code == 0
+    before, after = load_vae(tiny_model).state_dict(), load_vae(Path("run/model")).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert load_vae(Path("run/model")).config.scaling_factor == TINY_MODEL.vae.scaling_factor
+
+    assert_refused(cli(*common, *sizes, "--max-steps", "2"), "run already holds a run (--resume latest")
+    resumed = cli(*common, *sizes, "--max-steps", "2", "--resume", "latest", "--log-every", "1")
+    assert resumed.code == 0, resumed.err
+    assert "step 2/2" in resumed.err
+    assert "step 1/2" not in resumed.err
+    assert_refused(
+        cli(*common, *sizes, "--max-steps", "3", "--resume", "auto", "--lr", "0.1"), "lr: 0.0005 then, 0.1 now"
+    )
+    assert_refused(
+        cli(*common, *sizes, "--max-steps", "1", "--resume", "latest", "--out", "other"), "no run to resume", code=3
+    )
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_interrupted(cli: Cli, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends the run with a checkpoint and its own exit code, in no time: no sheet, no figures, no export."""
+    import os
+    import signal
+
+    from latentgen.training.vae import VAEObjective
+
+    batch = VAEObjective.batch
+
+    def batch_then_signal(self: VAEObjective, draws: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, draws)  # pyright: ignore[reportArgumentType]
+
+    command = ("train-vae", "--data", pictures, "--out", "run", "--resolution", "16", "--crop", "16", *QUICK)
+    with monkeypatch.context() as patched:
+        patched.setattr(VAEObjective, "batch", batch_then_signal)
+        outcome = cli(*command)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "saved step 1; the same command with --resume latest goes on from it" in outcome.err
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        *(".lock", "cache", "config.json", "log.jsonl", "step_00000001")
+    ]
+    assert cli(*command, "--resume", "latest").out == "run/model\n"
+
+
+# Nothing is computed for these
+
+MINIMAL = {
+    "train-vae": ("--data", "data", "--out", "run", "--max-steps", "5"),
+    "train-clip": ("--data", "data", "--out", "run", "--max-steps", "5"),
+    "train-unet": ("--data", "data", "--out", "run", "--max-steps", "5", "--vae", "vae", "--text-encoder", "clip"),
+}
+
+
+@pytest.mark.parametrize("command", MINIMAL)
+def test_dry_run_prints_what_would_be_done(command: str, cli: Cli, tmp_path: Path) -> None:
+    outcome = cli(command, *MINIMAL[command], "--lr", "0.25", "--grad-accum", "3", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    settings = json.loads(outcome.out)
+    assert (settings["lr"], settings["grad_accum"], settings["max_steps"]) == (0.25, 3, 5)
+    assert settings["data"] == "data"
+    assert list(tmp_path.iterdir()) == []
+    if command == "train-vae":
+        assert settings["vae"]["block_out_channels"] == list(EMBEDDED.vae.block_out_channels)
+    if command == "train-clip":
+        assert settings["text_encoder"]["vocab_size"] == EMBEDDED.text_encoder.vocab_size
+
+
+@pytest.mark.parametrize("command", MINIMAL)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--mixed-precision", "fp8"), "--mixed-precision fp8 is not one of no, bf16, fp16"),
+        (("--lr-scheduler", "linear"), "--lr-scheduler linear is not one of constant, cosine"),
+        (("--resume", "yes"), "--resume yes is not one of latest, auto"),
+        (("--lr", "0"), "--lr 0.0 must be positive"),
+        (("--muon-lr", "nan"), "--muon-lr nan must be positive"),
+        (("--ema-decay", "1"), "--ema-decay 1.0 must lie in (0, 1)"),
+        (("--batch-size", "0"), "'--batch-size'"),
+        (("--seed", "4294967296"), "'--seed'"),
+        (("--stepps", "5"), "there is no option --stepps"),
+    ],
+)
+def test_bad_options(command: str, arguments: tuple[str, str], says: str, cli: Cli, tmp_path: Path) -> None:
+    assert_refused(cli(command, *MINIMAL[command], *arguments), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("train-vae", ("--resolution", "100"), "--resolution 100: sides are multiples of 16"),
+        ("train-clip", ("--resolution", "100"), "--resolution 100: sides are multiples of 16"),
+        ("train-vae", ("--crop", "100"), "--crop 100: sides are multiples of 16"),
+        ("train-vae", ("--crop", "512"), "--crop 512 is larger than the pictures, 256 px"),
+        ("train-vae", ("--channels", "16,x"), "--channels 16,x is not a list of widths"),
+        ("train-vae", ("--channels", "0,16"), "--channels 0,16: widths are at least 1"),
+        ("train-vae", ("--channels", "16,33"), "width 33 is not a multiple of norm_num_groups 2"),
+        ("train-vae", ("--decoder-only",), "--decoder-only keeps an encoder, but there is none"),
+        ("train-vae", ("--init", "m", "--channels", "16,32"), "--channels and --latent-channels are --init's own"),
+        ("train-clip", ("--merges", "50000"), "'--merges'"),
+        ("train-unet", ("--timestep-sampling", "even"), "--timestep-sampling even is not one of uniform, logit-normal"),
+        ("train-unet", ("--prediction-type", "x0"), "--prediction-type x0 is not one of epsilon, v_prediction, sample"),
+        ("train-unet", ("--min-snr-gamma", "0"), "--min-snr-gamma 0.0 must be positive"),
+        ("train-unet", ("--caption-dropout", "2"), "'--caption-dropout'"),
+        ("train-unet", ("--sample-prompts", "none.txt"), "--sample-prompts none.txt cannot be read: No such file"),
+    ],
+)
+def test_bad_options_of_one_command(
+    command: str, arguments: tuple[str, ...], says: str, cli: Cli, tmp_path: Path
+) -> None:
+    assert_refused(cli(command, *MINIMAL[command], *arguments), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_needs_an_end(cli: Cli) -> None:
+    assert_refused(cli("train-clip", "--data", "data", "--out", "run"), "give --max-steps or --max-minutes")
+    cosine = cli("train-clip", "--data", "data", "--out", "run", "--max-minutes", "1", "--lr-scheduler", "cosine")
+    assert_refused(cosine, "--lr-scheduler cosine decays over --max-steps")
+
+
+def test_data_that_is_not_there_or_not_whole(cli: Cli, tmp_path: Path) -> None:
+    sizes = ("--resolution", "16", "--crop", "16")
+    assert_refused(cli("train-vae", *MINIMAL["train-vae"], *sizes), "no data folder at data", code=3)
+    write_pictures(tmp_path / "data", 2)
+    (tmp_path / "data/001.png").write_bytes(b"<html>")
+    outcome = cli("train-vae", *MINIMAL["train-vae"], *sizes)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: picture 001 in 001.png cannot be read")
+    (tmp_path / "data/001.txt").unlink()
+    assert_refused(cli("train-vae", *MINIMAL["train-vae"], *sizes), "001.png has no caption (write one to 001.txt)")
+
+
+def test_parts_that_do_not_fit(cli: Cli, tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    parts = ("--vae", tiny_model, "--text-encoder", tiny_model, "--init", tiny_model)
+    common = ("train-unet", "--data", pictures, "--out", "run", "--max-steps", "1")
+    assert_refused(cli(*common, *parts, "--resolution", "24"), "--resolution 24: sides are multiples of 16")
+    assert_refused(cli(*common, *parts, "--resolution", "16", "--mixed-precision", "fp16"), "fp16 needs a GPU")
+    missing = ("--vae", "nowhere", "--text-encoder", tiny_model)
+    assert_refused(cli(*common, *missing, "--resolution", "16"), "nowhere", code=3)
+    (tmp_path / "file").write_text("")
+    taken = cli(*common, *parts, "--resolution", "16", "--out", "file", "--cache", "cache")
+    assert taken.code == 2
+    assert "error: cannot write to file: File exists (choose another --out)" in taken.err
+
+
+def test_export_of_parts_that_do_not_fit(cli: Cli, tiny_model: Path) -> None:
+    parts = ("--unet", tiny_model, "--vae", tiny_model, "--text-encoder", tiny_model, "--out", "model")
+    assert_refused(cli("export", *parts, "--dtype", "int8"), "--dtype int8 is not one of float16, float32")
+    assert_refused(cli("export", *parts, "--sampler", "fastest"), "fastest")
+    assert_refused(cli("export", *parts, "--unet", "nowhere"), "nowhere", code=3)
+    assert cli("export", *parts).code == 0
+    half = load_model(Path("model"), dtype=torch.float16)
+    assert next(half.unet.parameters()).dtype == torch.float16
+    Path("taken").mkdir()
+    Path("taken/letter.txt").write_text("dear")
+    assert_refused(cli("export", *parts, "--out", "taken"), "taken holds letter.txt")
+
+
+@pytest.mark.parametrize("command", MINIMAL)
+def test_help_has_an_example_that_parses(command: str, cli: Cli, tmp_path: Path) -> None:
+    """The examples in the help are commands: with --dry-run each of them is accepted."""
+    text = cli(command, "--help").out
+    module = __import__("latentgen.cli.train", fromlist=["train"])
+    docstring = getattr(module, command.replace("-", "_")).__doc__
+    examples = [" ".join(part.split()) for part in docstring.split("\n\n") if part.strip().startswith("latentgen ")]
+    assert examples
+    for example in examples:
+        assert example.split(" --out")[0] in " ".join(text.split()), "it is shown"
+        assert cli(*example.split()[1:], "--dry-run").code == 0
