@@ -106,7 +106,7 @@ EMBEDDED = ModelConfig(
         steps_offset=0,
     ),
     defaults=GenerationDefaults(
-        width_px=256, height_px=256, steps=40, guidance=5.0, sampler="euler_a", schedule="trailing"
+        width_px=256, height_px=256, steps=150, guidance=7.5, sampler="euler_a", schedule="trailing"
     ),
 )
 """Our own small model: f16 latents of 16 channels, so a 256 px picture is a 16x16 grid for the U-Net.

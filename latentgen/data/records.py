@@ -152,7 +152,7 @@ def _metadata_records(folder: Path) -> Iterator[Record]:
             continue
         try:
             labels = _labels(line)
-            name, text = labels.pop("file_name"), labels.pop("text", "")
+            name, text = str(labels.pop("file_name")), labels.pop("text", "")
             captions = _captions(labels.pop("captions", None) or [text])
             picture = folder / name
             if not picture.resolve().is_relative_to(folder.resolve()):
@@ -161,8 +161,8 @@ def _metadata_records(folder: Path) -> Iterator[Record]:
         except KeyError as error:
             raise InputError(f"{METADATA} line {number} has no {error}") from error
         except OSError as error:
-            raise InputError(f"{METADATA} line {number}: {name}: {error.strerror}") from error
-        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{METADATA} line {number}: {error.filename}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{METADATA} line {number}: {error}") from error
         yield Record(Path(name).stem, captions, picture, None, size_bytes, labels)
 

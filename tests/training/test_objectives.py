@@ -122,14 +122,13 @@ def test_folding_makes_latents_white_and_changes_no_picture(tiny_data: TinyData)
     torch.testing.assert_close(folded_std, torch.ones(2), rtol=0, atol=1e-5)
 
 
-def test_statistics_are_those_of_sampled_latents(tiny_data: TinyData) -> None:
+def test_statistics_are_those_of_the_posterior_mean(tiny_data: TinyData) -> None:
+    """Not of its samples: the U-Net learns from the mean, and a runaway log-variance must not count."""
     vae = tiny_vae(VAE)
-    mean, logvar = vae.encode(to_float(tiny_data.pixels.batch(list(range(10)))))
-    z = mean + torch.exp(0.5 * logvar) * torch.randn(400, *mean.shape)
-    expected_mean, expected_std = z.mean(dim=(0, 1, 3, 4)), z.std(dim=(0, 1, 3, 4))
+    mean, _ = vae.encode(to_float(tiny_data.pixels.batch(list(range(10)))))
     got_mean, got_std = latent_statistics(vae, tiny_data.pixels, list(range(10)))
-    torch.testing.assert_close(got_mean, expected_mean, rtol=0, atol=0.01)
-    torch.testing.assert_close(got_std, expected_std, rtol=0.01, atol=0)
+    torch.testing.assert_close(got_mean, mean.mean(dim=(0, 2, 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got_std, mean.std(dim=(0, 2, 3), correction=0), rtol=1e-4, atol=0)
 
 
 def test_a_fresh_vae_starts_with_white_latents(tiny_data: TinyData) -> None:
