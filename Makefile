@@ -29,6 +29,7 @@ install: $(VENV)/.installed  ## the package and what it needs, in .venv
 install-dev: $(VENV)/.installed-dev  ## the same, with the tools for working on it
 
 demo: $(VENV)/.installed  ## install, then draw a lighthouse with the embedded model
+	@mkdir -p outputs
 	$(BIN)/latentgen generate "a lighthouse at sunset" --seed 42 --guidance 7.5 --output outputs/lighthouse.png --overwrite
 
 test: $(VENV)/.installed-dev  ## install, then run every test
