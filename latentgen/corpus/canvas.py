@@ -20,6 +20,7 @@ from latentgen.corpus.colour import ColourLike, Rgb, as_rgb, mix, multiply, shad
 from latentgen.corpus.paint import (
     ADD_LIGHT,
     ONLY_OVER_PAINTED,
+    SMOOTH_SAMPLING,
     horizontal_gradient,
     oval_bounds,
     packed,
@@ -60,6 +61,8 @@ class Canvas:
         self.sun_y = 60.0
         self.sun_side = 1
         """-1 when the light comes from the left, 1 from the right."""
+        self.inland: int | None = None
+        """On a cliff, the side that is land: -1 left, 1 right."""
         self.surface = skia.Surface(size_px, size_px)
         self.skia = self.surface.getCanvas()
         self.skia.scale(size_px / EXTENT, size_px / EXTENT)
@@ -92,11 +95,6 @@ class Canvas:
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
-
-    def discard_uniforms(self, count: int) -> None:
-        """Draw numbers nobody uses, where an earlier version used them: the pictures of a seed stay the same."""
-        for _ in range(count):
-            self.rng.random()
 
     # Light
 
@@ -136,7 +134,7 @@ class Canvas:
         contrast = (shadow[0] / key[0], shadow[1] / key[1], shadow[2] / key[2])
         bright, dark = (side.left, side.right) if self.sun_side < 0 else (side.right, side.left)
         stops = [
-            packed((1, 1, 1), 0.16 * side.strength),
+            packed((1, 1, 1), (0.3 if self.palette.time == "night" else 0.16) * side.strength),
             packed((1, 1, 1), 0),
             packed(shade(contrast, 0.5), 0.75 * side.strength),
         ]
@@ -168,6 +166,23 @@ class Canvas:
         """A soft disc of light, added to what is there."""
         stops = [packed(colour, alpha), packed(colour, alpha * 0.35), packed(colour, 0)]
         self.circle(x, y, radius, paint(shader=radial_gradient(x, y, radius, stops, [0, 0.35, 1]), blend=ADD_LIGHT))
+
+    def texture(
+        self,
+        pixels: NDArray[np.float64],
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        blend: skia.BlendMode | None = None,
+    ) -> None:
+        """A coarse picture, (rows, columns, 4) RGBA in [0, 1], stretched smoothly over a rectangle."""
+        levels = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+        image = skia.Image.fromarray(np.ascontiguousarray(levels), colorType=skia.kRGBA_8888_ColorType, copy=True)
+        source = skia.Rect.MakeWH(image.width(), image.height())
+        target = skia.Rect.MakeXYWH(x, y, width, height)
+        self.skia.drawImageRect(image, source, target, SMOOTH_SAMPLING, paint(blend=blend))
 
     @contextmanager
     def clipped(self, area: skia.Path | skia.Rect) -> Generator[None]:
@@ -221,3 +236,22 @@ def fractal_noise(
         amplitude *= roughness
         frequency *= 2.03
     return total
+
+
+def noise_field(
+    rng: np.random.Generator, rows: NDArray[np.float64], columns: NDArray[np.float64], octaves: int = 4
+) -> NDArray[np.float64]:
+    """Two-dimensional value noise in about [0, 1] at the given coordinates (any shape, not negative): cloud layers."""
+    total = np.zeros(rows.shape)
+    amplitude = 0.5
+    for octave in range(octaves):
+        v, u = rows * 2**octave, columns * 2**octave
+        top, left = v.astype(int), u.astype(int)
+        knots = rng.random((int(top.max()) + 2, int(left.max()) + 2))
+        down, along = v - top, u - left
+        down, along = down * down * (3 - 2 * down), along * along * (3 - 2 * along)
+        upper = knots[top, left] * (1 - along) + knots[top, left + 1] * along
+        lower = knots[top + 1, left] * (1 - along) + knots[top + 1, left + 1] * along
+        total += amplitude * (upper * (1 - down) + lower * down)
+        amplitude *= 0.5
+    return total / (1 - amplitude * 2)

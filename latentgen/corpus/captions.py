@@ -1,19 +1,32 @@
-"""Captions of the full vocabulary: style, count, size, colour, noun, second noun, setting, time, weather.
+"""Captions: style, count, size, colour, noun, second noun, setting, time and weather, in words true of the picture.
 
-Every slot has synonyms, and slots are left out at random, but only where what remains is still true of the picture.
+Sentences, comma tags and bare nouns; every slot has synonyms, and parts are left out at random as users leave them out.
 Like the drawing, a caption is a function of its generator: the order of the draws is part of the corpus.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from latentgen.corpus.scene import SceneSpec, Setting, Style, Subject, TimeOfDay, Weather
+from latentgen.corpus import wordings
+from latentgen.corpus.scene import SceneSpec, Subject
+from latentgen.corpus.wordings import split_wordings
 
 T = TypeVar("T")
+Templates = Literal["train", "held_out"]
+"""Which wordings a caption is made of: those of training, or with at least one that training never sees."""
+
+TAGS_SHARE, BARE_SHARE = 0.12, 0.06
+"""Of the captions: comma tags, and the subject alone."""
+TYPO_SHARE = 0.02
+"""Of the training captions: one with a slip of the keyboard."""
+HELD_OUT_PHRASE_SHARE = 0.6
+"""How often a held-out caption takes a held-out phrase for a slot that has one; its sentence order always is."""
 
 IRREGULAR_PLURALS = {
     "mouse": "mice",
@@ -33,6 +46,7 @@ IRREGULAR_PLURALS = {
     "starfish": "starfish",
     "jellyfish": "jellyfish",
     "octopus": "octopuses",
+    "cactus": "cacti",
 }
 WITHOUT_ARTICLE = {
     "french fries", "grapes", "cherries", "blueberries", "pancakes", "sunglasses", "glasses", "jeans", "crossed swords",
@@ -40,85 +54,23 @@ WITHOUT_ARTICLE = {
     "bamboo", "bow and arrow", "cheese", "steak",
 }  # fmt: skip
 """Mass nouns and plurals: no article, and no plural of their own."""
-
-NUMBER_WORDS = {2: ("two", "two", "a pair of"), 3: ("three",), 4: ("four",), 5: ("five",)}
-SIZE_WORDS = {
-    "small": ("small ", "tiny ", "little "),
-    "large": ("large ", "big ", ""),
-    "giant": ("giant ", "huge ", "enormous "),
-}
-IN_FRONT_FORMS = ("{0} in front of {1}", "{0} in front of {1}", "{1} behind {0}")
-BESIDE_FORMS = (
-    "{0} and {1}",
-    "{0} and {1}",
-    "{0} next to {1}",
-    "{1} beside {0}",
-    "{0} to the left of {1}",
-    "{1} to the right of {0}",
-)
-
-SETTING_PHRASES: dict[Setting, tuple[str, ...]] = {
-    "sea": ("on the sea", "at sea", "on the ocean", "on the water"),
-    "cliff": ("on a cliff above the sea", "on a rocky cliff by the ocean", "on a cliff overlooking the sea"),
-    "beach": ("on a beach", "on a sandy beach", "by the shore", "on the seashore"),
-    "meadow": ("in a meadow", "in a grassy field", "in a field of flowers", "on the grass"),
-    "hills": ("in rolling hills", "among green hills", "on a hillside"),
-    "mountains": ("in the mountains", "in front of snowy mountains", "with mountains in the background"),
-    "lake": ("by a mountain lake", "beside a lake", "on the shore of a calm lake"),
-    "desert": ("in the desert", "among sand dunes", "in a sandy desert"),
-    "forest": ("in a forest", "in the woods", "in a pine forest"),
-    "snow": ("in the snow", "in a snowy landscape", "in a winter landscape"),
-    "city": ("in the city", "with a city skyline behind", "in front of skyscrapers"),
-    "village": ("in a village", "near a small village", "in the countryside"),
-    "autumn": ("in autumn", "in an autumn field", "among autumn leaves"),
-    "island": ("on a tropical island", "on a small island in the sea", "on a desert island with palm trees"),
-    "garden": ("in a garden of cherry blossom trees", "in a spring garden", "among cherry blossoms"),
-    "farm": ("on a farm", "in a farm field", "by a field of crops"),
-    "river": ("by a river", "beside a winding river", "on a river bank"),
-    "underwater": ("underwater", "under the sea", "in the deep ocean", "on a coral reef"),
-    "space": ("in space", "in outer space", "among the stars", "floating in space"),
-    "table": ("on a wooden table", "on a table by a window"),
-    "studio": ("on {a_backdrop} background", "against {a_backdrop} backdrop", "in front of a plain {backdrop} wall"),
-}
-TIME_PHRASES: dict[TimeOfDay, tuple[str, ...]] = {
-    "day": ("during the day", "on a sunny day", "in daylight", "under a blue sky", ""),
-    "dawn": ("at dawn", "at sunrise", "in the early morning"),
-    "sunset": ("at sunset", "at golden hour", "in the evening light", "with the sun setting"),
-    "dusk": ("at dusk", "at twilight", "after sunset"),
-    "night": ("at night", "under the stars", "on a starry night", "in the moonlight"),
-}
-WEATHER_PHRASES: dict[Weather, tuple[str, ...]] = {
-    "clear": ("",),
-    "cloudy": ("under a cloudy sky", "with big clouds"),
-    "overcast": ("on an overcast day", "under gray clouds"),
-    "rain": ("in the rain", "on a rainy day"),
-    "storm": ("during a thunderstorm", "in a storm with lightning"),
-    "snow": ("in falling snow", "while it is snowing", "on a snowy day"),
-    "fog": ("in the fog", "on a misty day"),
-    "rainbow": ("with a rainbow", "under a rainbow"),
-    "aurora": ("under the northern lights", "with aurora in the sky"),
-}
-STYLE_FORMS: dict[Style, tuple[str, ...]] = {
-    "flat": ("{}", "{}", "{}", "a flat illustration of {}", "an illustration of {}", "a poster of {}"),
-    "watercolor": ("a watercolor painting of {}", "{}, watercolor", "watercolor of {}"),
-    "pixel art": ("pixel art of {}", "{}, pixel art", "{} in pixel art style"),
-    "pencil sketch": ("a pencil sketch of {}", "a pencil drawing of {}", "{}, pencil sketch"),
-    "oil painting": ("an oil painting of {}", "{}, oil painting"),
-    "neon": ("{} in neon colors", "a neon drawing of {}", "{}, neon glow", "a glowing neon sign of {}"),
-}
-BLUE_SKY_PHRASES = ("on a sunny day", "under a blue sky", "in daylight", "during the day")
-STARRY_PHRASES = ("under the stars", "on a starry night", "in the moonlight")
+FAIR_WEATHERS = {"day": ("clear",), "night": ("clear", "aurora")}
+"""Where the phrases of a clear sky are true; at other hours also under clouds."""
+SKYLESS = ("studio", "underwater", "space")
 
 
 def plural(noun: str) -> str:
     """`fox` to `foxes`, `cup of coffee` to `cups of coffee`."""
     if noun in IRREGULAR_PLURALS:
         return IRREGULAR_PLURALS[noun]
-    if " of " in noun:
-        head, rest = noun.split(" of ", 1)
-        return f"{plural(head)} of {rest}"
+    for joint in (" of ", " in "):
+        if joint in noun:
+            head, rest = noun.split(joint, 1)
+            return f"{plural(head)}{joint}{rest}"
     *before, word = noun.split(" ")
-    if word.endswith(("s", "x", "ch", "sh")):
+    if word in IRREGULAR_PLURALS:
+        word = IRREGULAR_PLURALS[word]
+    elif word.endswith(("s", "x", "ch", "sh")):
         word += "es"
     elif word.endswith("y") and word[-2] not in "aeiou":
         word = word[:-1] + "ies"
@@ -134,73 +86,185 @@ def with_article(phrase: str) -> str:
 
 
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, all equally likely."""
+    """One of them, equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
-def caption(scene: SceneSpec, rng: np.random.Generator) -> str:
-    """One caption that is true of the scene."""
-    who = _subjects_phrase(scene, rng)
-    where = _setting_phrase(scene, rng)
-    outdoors = scene.setting not in ("studio", "underwater", "space")
-    when = choose(rng, TIME_PHRASES[scene.time]) if outdoors else ""
-    sky = choose(rng, WEATHER_PHRASES[scene.weather]) if outdoors and scene.setting != "table" else ""
-    when = _agree_with_weather(scene, when, rng)
-    if scene.side is not None and scene.is_single:
-        where = f"{where}, on the {scene.side} side"
-    tail = [part for part in (where, when, sky) if part]
-    # Drop a part only where that keeps the caption true of what is drawn by default
-    dropping = rng.random()
-    if outdoors and dropping < (0.45 if scene.time == "day" else 0.07) and len(tail) > 1:
-        tail = [part for part in tail if part != when]
-    elif outdoors and dropping > 0.91 and len(tail) > 1 and scene.setting != "table":
-        tail = tail[1:]
-    if rng.random() < 0.15 and len(tail) > 1:
-        tail = tail[::-1]
-    sentence = f"{who} {' '.join(tail) if rng.random() < 0.75 else ', '.join(tail)}"
-    return choose(rng, STYLE_FORMS[scene.style]).format(sentence).strip()
+def caption(scene: SceneSpec, rng: np.random.Generator, templates: Templates = "train", *, typos: bool = True) -> str:
+    """One caption that is true of the scene.
+
+    With `templates="held_out"` its order of parts, or its phrases, are among those never used in training, and it has
+    neither typos nor tags nor bare nouns. Without `typos` the caption is the same, spelled right.
+    """
+    writer = _Writer(scene, rng, templates)
+    form = rng.random()
+    if templates == "train" and form < TAGS_SHARE:
+        text = writer.tags()
+    elif templates == "train" and form < TAGS_SHARE + BARE_SHARE:
+        text = writer.bare()
+    else:
+        text = writer.sentence()
+    if templates == "train" and rng.random() < TYPO_SHARE:
+        slipped = _with_typo(text, rng)
+        return slipped if typos else text
+    return text
 
 
-def _subjects_phrase(scene: SceneSpec, rng: np.random.Generator) -> str:
-    phrases = [_subject_phrase(scene, subject, rng) for subject in scene.subjects]
-    if len(phrases) == 1:
-        return phrases[0]
-    return choose(rng, IN_FRONT_FORMS if scene.behind else BESIDE_FORMS).format(*phrases)
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Puts one scene into words, slot by slot."""
 
+    scene: SceneSpec
+    rng: np.random.Generator
+    templates: Templates
 
-def _subject_phrase(scene: SceneSpec, subject: Subject, rng: np.random.Generator) -> str:
-    name = subject.noun.name
-    colour = "" if subject.colour is None or scene.style == "pencil sketch" else f"{subject.colour} "
-    size = ""
-    if len(scene.subjects) == 1:
-        words = {name_of_size: choose(rng, options) for name_of_size, options in SIZE_WORDS.items()}
-        size = words.get(scene.size, "")
-    if subject.count == 1:
-        return f"{size}{colour}{name}" if name in WITHOUT_ARTICLE else with_article(f"{size}{colour}{name}")
-    number = choose(rng, NUMBER_WORDS[subject.count])
-    return f"{number} {size}{colour}{name if name in WITHOUT_ARTICLE else plural(name)}"
-
-
-def _setting_phrase(scene: SceneSpec, rng: np.random.Generator) -> str:
-    phrase = choose(rng, SETTING_PHRASES[scene.setting])
-    if scene.backdrop is None:
-        return phrase
-    return phrase.format(backdrop=scene.backdrop, a_backdrop=with_article(scene.backdrop))
-
-
-def _agree_with_weather(scene: SceneSpec, when: str, rng: np.random.Generator) -> str:
-    """The time phrase, unless the weather contradicts it: no blue sky in rain, no golden hour in fog."""
-    weather = scene.weather
-    if weather != "clear" and when == "under a blue sky":
-        when = "during the day"
-    if weather in ("storm", "rain", "snow", "fog", "overcast") and scene.time in ("sunset", "dawn"):
-        plain = {
-            "sunset": choose(rng, ("at sunset", "in the evening")),
-            "dawn": choose(rng, ("at dawn", "in the early morning")),
+    def tags(self) -> str:
+        """Comma tags, as `red lighthouse, cliff, sunset, watercolor`."""
+        scene = self.scene
+        tag = wordings.SETTING_TAGS.get(scene.setting, scene.setting).format(backdrop=scene.backdrop)
+        has_sky = scene.setting not in SKYLESS
+        slots = {
+            "who": ", ".join(self._subject(subject, article=False) for subject in scene.subjects),
+            "where": tag if self._keeps(0.85) else "",
+            "when": choose(self.rng, wordings.TIME_TAGS[scene.time]) if has_sky and self._keeps(0.85) else "",
+            "sky": self._sky("tag", wordings.WEATHER_TAGS[scene.weather]),
+            "style": choose(self.rng, wordings.STYLE_TAGS[scene.style]),
         }
-        when = plain[scene.time]
-    if weather not in ("clear", "cloudy") and when in BLUE_SKY_PHRASES:
-        when = ""
-    if when in STARRY_PHRASES and weather not in ("clear", "aurora"):
-        when = "at night"
-    return when
+        return _joined(self._word("tags", wordings.TAG_ORDERS), slots)
+
+    def bare(self) -> str:
+        """The subject alone, with or without its article, and its style unless that is plain."""
+        article = self.rng.random() < 0.5 or self.scene.style != "flat"
+        who = self._subjects(article=article) if len(self.scene.subjects) == 2 else self._single(article=article)
+        return self._styled(who)
+
+    def sentence(self) -> str:
+        """The subject and its surroundings in some order, inside a frame or a style."""
+        order_options = wordings.SENTENCE_ORDERS
+        _, unseen = split_wordings("order", order_options)
+        order = choose(self.rng, unseen) if self.templates == "held_out" else self._word("order", order_options)
+        slots = {"who": self._subjects(article=True), "where": self._where(), "when": self._when()}
+        slots["sky"] = self._sky("weather", wordings.WEATHER_PHRASES[self.scene.weather])
+        if self.templates == "held_out" and not slots["where"]:
+            slots["where"] = self._place()
+        sentence = _joined(order, slots)
+        if self.scene.style != "flat":
+            return self._styled(sentence, before=order.startswith("{who}"))
+        frame = self._word("frame", wordings.FRAMES)
+        return frame.format(sentence) if order.startswith("{who}") else sentence
+
+    def _word(self, kind: str, options: Sequence[str]) -> str:
+        """One of the wordings that these templates may use."""
+        train, held_out = split_wordings(kind, tuple(options))
+        wants_unseen = self.rng.random() < HELD_OUT_PHRASE_SHARE
+        if self.templates == "held_out" and held_out and wants_unseen:
+            return choose(self.rng, held_out)
+        return choose(self.rng, train)
+
+    def _keeps(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def _styled(self, text: str, *, before: bool = True) -> str:
+        """The text with its style, which is named behind it unless it may be named `before`."""
+        forms = wordings.STYLE_FORMS[self.scene.style]
+        return self._word("style", forms if before else [form for form in forms if form.startswith("{}, ")]).format(
+            text
+        )
+
+    def _single(self, *, article: bool) -> str:
+        return self._subject(self.scene.subjects[0], article=article)
+
+    def _subjects(self, *, article: bool) -> str:
+        if len(self.scene.subjects) == 1:
+            return self._single(article=article)
+        phrases = [self._subject(subject, article=True) for subject in self.scene.subjects]
+        forms = wordings.IN_FRONT_FORMS if self.scene.behind else wordings.BESIDE_FORMS
+        return self._word("relation", forms).format(*phrases)
+
+    def _subject(self, subject: Subject, *, article: bool) -> str:
+        """Number, size, colour and name; the colour is left out now and then, and always in a pencil sketch."""
+        name = choose(self.rng, wordings.NOUN_NAMES.get(subject.noun.name, (subject.noun.name,)))
+        words = [name]
+        if subject.colour is not None and self._keeps(0.9) and self.scene.style != "pencil sketch":
+            words.insert(0, choose(self.rng, wordings.COLOUR_SPELLINGS.get(subject.colour, (subject.colour,))))
+        size = choose(self.rng, wordings.SIZE_WORDS[self.scene.size])
+        if size and len(self.scene.subjects) == 1 and self._keeps(0.85):
+            words.insert(0, size)
+        if subject.count == 1:
+            phrase = " ".join(words)
+            return with_article(phrase) if article and name not in WITHOUT_ARTICLE else phrase
+        if name not in WITHOUT_ARTICLE:
+            words[-1] = plural(name)
+        return " ".join([choose(self.rng, wordings.NUMBER_WORDS[subject.count]), *words])
+
+    def _where(self) -> str:
+        """The place, and the side of the picture: left out now and then."""
+        scene = self.scene
+        place = self._place() if self._keeps(0.82) else ""
+        side = ""
+        if scene.is_single and scene.position(0) is not None:
+            if scene.side is not None and self._keeps(0.85):
+                side = self._word("side", wordings.SIDE_FORMS).format(scene.side)
+            elif scene.side is None and not self._keeps(0.96):
+                side = self._word("centre", wordings.CENTRE_FORMS)
+        if side and not place:
+            return re.sub("^(, | and )", "", side).strip()
+        return place + side
+
+    def _place(self) -> str:
+        scene = self.scene
+        categories = {subject.noun.category for subject in scene.subjects}
+        options = wordings.SETTING_PHRASES[scene.setting]
+        if categories == {"water"}:
+            options = wordings.AFLOAT_PHRASES.get(scene.setting, options)
+        elif categories == {"air"}:
+            options = wordings.ALOFT_PHRASES.get(scene.setting, options)
+        elif categories & {"water", "air"}:
+            options = wordings.SHARED_PHRASES.get(scene.setting, options)
+        fitting = [phrase for phrase in options if not _is_false(scene, phrase)]
+        phrase = self._word("setting", fitting)
+        if scene.backdrop is None:
+            return phrase
+        return phrase.format(backdrop=scene.backdrop, a_backdrop=with_article(scene.backdrop))
+
+    def _when(self) -> str:
+        scene = self.scene
+        if scene.setting in SKYLESS or not self._keeps(0.62 if scene.time == "day" else 0.93):
+            return ""
+        fair = scene.weather in FAIR_WEATHERS.get(scene.time, ("clear", "cloudy"))
+        phrases = wordings.TIME_PHRASES[scene.time]
+        return self._word("time", (*phrases, *wordings.FAIR_TIME_PHRASES[scene.time]) if fair else phrases)
+
+    def _sky(self, kind: str, options: Sequence[str]) -> str:
+        if self.scene.setting in (*SKYLESS, "table") or not self._keeps(0.9):
+            return ""
+        fitting = [text for text in options if not (self.scene.time == "night" and text.endswith("day"))]
+        return self._word(kind, fitting)
+
+
+def _is_false(scene: SceneSpec, phrase: str) -> bool:
+    """Snow covers grass and flowers; flowers are closed at night."""
+    if scene.snow_covered and re.search("green|grass|flower|crops", phrase):
+        return True
+    return scene.time == "night" and "flower" in phrase
+
+
+def _joined(order: str, slots: dict[str, str]) -> str:
+    """Fill the slots; commas and spaces around empty ones go."""
+    text = order.format(**slots)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"(\s*,)+(?=\s*,)", "", text)
+    return re.sub(r"\s+,", ",", text).strip(" ,")
+
+
+def _with_typo(text: str, rng: np.random.Generator) -> str:
+    """Two letters swapped, one left out or one doubled, inside a word of five letters or more."""
+    words = list(re.finditer("[a-z]{5,}", text))
+    if not words:
+        return text
+    word = choose(rng, words)
+    at = word.start() + int(rng.integers(1, len(word.group()) - 1))
+    slip = choose(rng, ("swap", "drop", "double"))
+    if slip == "swap":
+        return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    return text[:at] + text[at + 1 :] if slip == "drop" else text[:at] + text[at] + text[at:]

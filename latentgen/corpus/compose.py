@@ -20,13 +20,19 @@ from latentgen.corpus.settings.stage import Stage, flat_at
 from latentgen.corpus.sprites import choose_artwork
 from latentgen.corpus.subjects import Figure, draw_figure
 from latentgen.corpus.water import mirror_subject
-from latentgen.corpus.weather import draw_falling_weather, draw_vignette
+from latentgen.corpus.weather import (
+    draw_falling_weather,
+    draw_rain_on_water,
+    draw_reflecting_puddle,
+    draw_vignette,
+    draw_wet_ground,
+)
 
 SIZE_FACTORS = {"small": 0.6, "medium": 1.0, "large": 1.35, "giant": 1.75}
-COLUMNS = {2: (88, 170), 3: (64, 128, 192), 4: (46, 102, 156, 212), 5: (36, 82, 128, 174, 220)}
-"""Where several of a subject stand, by their number."""
-CLOSE_UP_HEIGHTS = {1: 122, 2: 84, 3: 66, 4: 52, 5: 42}
-LANDSCAPE_HEIGHTS = {1: 98, 2: 76, 3: 60, 4: 49, 5: 42}
+COLUMNS = {2: (74, 182), 3: (50, 128, 206), 4: (38, 98, 158, 218), 5: (30, 79, 128, 177, 226)}
+"""Where several subjects stand, by their number."""
+CLOSE_UP_HEIGHTS = {1: 122, 2: 90, 3: 74, 4: 58, 5: 46}
+LANDSCAPE_HEIGHTS = {1: 104, 2: 86, 3: 72, 4: 60, 5: 44}
 TALL_DRAWINGS = ("lighthouse", "castle", "windmill", "balloon", "sailboat")
 HEIGHT_FACTORS: dict[Drawing, float] = {
     "lighthouse": 1.12,
@@ -37,6 +43,26 @@ HEIGHT_FACTORS: dict[Drawing, float] = {
     "igloo": 0.8,
 }
 """How much taller than its nominal height a drawing comes out."""
+WIDTH_FACTORS: dict[Drawing, float] = {
+    "lighthouse": 0.45,
+    "house": 1.08,
+    "cottage": 1.2,
+    "cabin": 1.12,
+    "castle": 1.3,
+    "windmill": 0.98,
+    "barn": 1.3,
+    "igloo": 1.3,
+    "pagoda": 0.85,
+    "campfire": 0.75,
+    "sailboat": 0.98,
+    "balloon": 0.78,
+    "pine": 0.62,
+    "palm": 1.0,
+    "birch": 0.75,
+    "cactus": 0.68,
+}
+"""Width of a drawing in nominal heights; 1 where nothing is said."""
+WIDE_DRAWINGS = ("house", "cottage", "cabin", "barn", "igloo")
 ROCK_BOUND = ("building", "plant", "land_animal", "head", "vehicle", "food", "object")
 """Placement classes that need a rock to stand on where the stage is water."""
 
@@ -71,6 +97,8 @@ def render_scene(scene: SceneSpec, seed: int, size_px: int = 256, artwork: Artwo
     canvas = Canvas(scene, palette, rng, size_px, artwork)
     _place_sun(canvas)
     stage = draw_backdrop(canvas)
+    if canvas.weather in ("rain", "storm"):
+        _wet(canvas, stage)
     in_the_open = scene.setting not in ("underwater", "space", "studio")
     lift = {"night": 0.34, "dusk": 0.26}.get(canvas.palette.time, 0.1) if in_the_open else 0
     canvas.palette = lifted_for_subject(canvas.palette, lift)
@@ -83,6 +111,14 @@ def render_scene(scene: SceneSpec, seed: int, size_px: int = 256, artwork: Artwo
     from latentgen.corpus.styles import apply_style  # OpenCV loads only for pictures that need it
 
     return apply_style(pixels, scene.style, rng)
+
+
+def _wet(canvas: Canvas, stage: Stage) -> None:
+    """Rings on the water and puddles on the land."""
+    if stage.kind == "water" or stage.waters is not None:
+        draw_rain_on_water(canvas, stage.horizon, EXTENT if stage.waters is None else stage.waters[1] + 14)
+    if stage.kind == "land" and canvas.scene.setting != "island" and not canvas.snow_covered:
+        draw_wet_ground(canvas, stage.foot_range[0] - 4)
 
 
 def _place_sun(canvas: Canvas) -> None:
@@ -110,6 +146,9 @@ class _Composition:
             figure for subject, figure in zip(self.scene.subjects, chosen, strict=True) for _ in range(subject.count)
         ]
         self.alone = len(self.figures) == 1
+        self.on_cliff = stage.kind == "cliff"
+        self.shore = stage.ground if stage.kind == "land" else flat_at(EXTENT)
+        """Where the water ends in front of the viewer."""
         self.in_depth = False
         """Two subjects one behind the other, the farther one first."""
         self._arrange()
@@ -117,36 +156,49 @@ class _Composition:
     def _arrange(self) -> None:
         canvas, scene, stage = self.canvas, self.scene, self.stage
         places = min(len(self.figures), 5)
-        single_x = {"left": 78, "right": 178, None: 128 + canvas.uniform(-24, 24)}[scene.side]
+        side_x = canvas.uniform(66, 86)
+        single_x = {"left": side_x, "right": EXTENT - side_x, None: 128 + canvas.uniform(-22, 22)}[scene.side]
         self.columns: list[float] = [single_x] if places == 1 else list(COLUMNS[places])
-        if len(scene.subjects) == 2 and places == 2:
-            self.columns = [86, 172]
         heights = CLOSE_UP_HEIGHTS if stage.kind in ("studio", "float") else LANDSCAPE_HEIGHTS
         self.base_height = heights[places] * SIZE_FACTORS[scene.size]
         if stage.kind == "cliff":
             self._climb_cliff()
         elif stage.preferred_x is not None and self.alone:
             self.columns = [stage.preferred_x]
+        if scene.setting == "island":
+            self.base_height *= 0.88
+        if self.alone and stage.kind != "cliff" and self.figures[0].noun.drawing is not None:
+            half = min(100, 0.58 * self.base_height * self._width_factor(self.figures[0]))
+            self.columns = [min(max(self.columns[0], half + 4), EXTENT - half - 4)]
         if scene.behind and len(self.figures) == 2:
             self.in_depth = True
             self.figures.reverse()
             far_x = 128 + canvas.uniform(12, 26) * canvas.choice([-1, 1])
             self.columns = [far_x, 128 - (far_x - 128) * 0.9]
+        self.spacing = min((b - a for a, b in zip(self.columns, self.columns[1:], strict=False)), default=EXTENT)
+        if self.in_depth:
+            self.spacing = EXTENT
 
     def _climb_cliff(self) -> None:
         """Draw the cliff and stand on it."""
         canvas, stage = self.canvas, self.stage
         assert stage.preferred_x is not None, "a cliff stage says where its edge is"
         top = canvas.uniform(150, 172)
-        canvas.discard_uniforms(46)
-        draw_cliff(canvas, stage.preferred_x, stage.inland, top)
+        canvas.inland = stage.inland
+        standing = next((figure for figure in self.figures if figure.noun.category not in ("water", "air")), None)
+        foothold = 0.0 if standing is None else 0.5 * self.base_height * self._width_factor(standing)
+        draw_cliff(canvas, stage.preferred_x, stage.inland, top, min(max(foothold, 34), 62))
         if self.alone:
-            self.columns = [stage.preferred_x + stage.inland * canvas.uniform(6, 22)]
+            self.columns = [stage.preferred_x]
+        elif len(self.scene.subjects) == 2 and len(self.figures) == 2:
+            self.columns = [74, 182]
         else:
             spots = (2, 64, 104)[: max(2, len(self.figures))]
             self.columns = [stage.preferred_x + stage.inland * spot for spot in spots]
         self.stage = replace(stage, kind="land", ground=flat_at(top - 2), foot_range=(top + 1, top + 3))
         self.base_height *= 0.95
+        if self.alone and self.figures[0].noun.drawing == "castle":
+            self.base_height *= 0.85
 
     def draw(self) -> None:
         # A cliff has three spots; further subjects find no place on it.
@@ -159,14 +211,20 @@ class _Composition:
         if noun.drawing in TALL_DRAWINGS:
             height *= 1.15
         if noun.drawing is not None and noun.category == "plant":
-            height *= 1.2
+            height *= 1.3
+        if noun.drawing in WIDE_DRAWINGS:
+            height *= 1.15
         if noun.category == "building" and noun.drawing is None:
             height *= 1.05
         if noun.category in ("food", "object") and self.stage.kind == "land" and self.scene.size != "giant":
             height *= 0.8
         if self.in_depth:
             height *= 1.45 if index == 0 else 0.8
-        return height
+        return min(height, 0.85 * self.spacing / self._width_factor(figure))
+
+    @staticmethod
+    def _width_factor(figure: Figure) -> float:
+        return 1.0 if figure.noun.drawing is None else WIDTH_FACTORS.get(figure.noun.drawing, 1.0)
 
     def _draw_one(self, index: int, figure: Figure, x: float, height: float) -> None:
         kind, drawing = self.stage.kind, figure.noun.drawing
@@ -180,6 +238,8 @@ class _Composition:
             self._draw_floating(figure, x, height)
         elif kind == "water":
             self._draw_on_water(figure, x, height)
+        elif figure.noun.category == "water" and self.stage.waters is not None:
+            self._draw_offshore(figure, x, height, self.stage.waters)
         else:
             self._draw_standing(index, figure, x, height)
 
@@ -190,7 +250,7 @@ class _Composition:
 
     def _draw_far_volcano(self, x: float) -> None:
         """A volcano stands at the horizon, whatever its size."""
-        on_land = self.stage.kind == "land"
+        on_land = self.stage.kind == "land" and self.stage.waters is None and self.scene.setting != "island"
         y = self.stage.horizon + (6 if on_land else 1)
         height = min(self.canvas.uniform(76, 100) * SIZE_FACTORS[self.scene.size], y - 34)
         draw_volcano(self.canvas, x, y, height, 0.12)
@@ -237,6 +297,13 @@ class _Composition:
             mirror_subject(canvas, y - 1, x, height)
             self._draw_foam(x, y, height, HULL_FOAM)
 
+    def _draw_offshore(self, figure: Figure, x: float, height: float, waters: tuple[float, float]) -> None:
+        """A boat on the water behind the land."""
+        y, height = self.canvas.uniform(*waters), height * 0.9
+        draw_figure(self.canvas, figure, x, y, height, shadow=False)
+        mirror_subject(self.canvas, y - 1, x, height, bottom=max(y, self.shore(x) - 4))
+        self._draw_foam(x, y, height, HULL_FOAM)
+
     def _draw_foam(self, x: float, waterline: float, height: float, foam: _Foam) -> None:
         canvas = self.canvas
         for _ in range(foam.flecks):
@@ -251,8 +318,11 @@ class _Composition:
         y = self.canvas.uniform(*self.stage.foot_range) + offset
         y = max(y, self.stage.ground(x) + 2)
         height = min(height, (y - 10) / self._height_factor(figure))
+        width = height * self._width_factor(figure)
         max_width = min(height * 1.5, 1.9 * min(x + 6, 262 - x))
         draw_figure(self.canvas, figure, x, y, height, max_width=max_width)
+        if self.canvas.weather in ("rain", "storm") and self.stage.kind == "land" and not self.on_cliff:
+            draw_reflecting_puddle(self.canvas, x, y, width * 0.8, height)
 
     @staticmethod
     def _height_factor(figure: Figure) -> float:

@@ -1,7 +1,8 @@
-"""The `heroes` vocabulary: ten procedural nouns in nine settings, drawn without any artwork.
+"""The `heroes` and `heroes20` vocabularies: procedural nouns only, drawn large and without any artwork.
 
-It is what the first embedded model is trained on: few things, each seen often. Its captions know synonyms of the nouns,
-leave parts out as users do, and are sometimes comma tags or a bare noun.
+They are what the embedded model is trained on: few things, each seen often, alone, counted, and in pairs, so that
+colour, number and place can be learned. `heroes` has ten nouns; `heroes20` has ten more, each as distinct, for a
+longer training. A sixth of the scenes shows two to four of a noun, a fifth shows two different nouns side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from latentgen.corpus.captions import choose, plural, with_article
+from latentgen.corpus.captions import choose
 from latentgen.corpus.sampling import HERO_COLOURS, weighted_choice
 from latentgen.corpus.scene import (
     Category,
@@ -21,6 +22,7 @@ from latentgen.corpus.scene import (
     Setting,
     Side,
     Size,
+    Style,
     Subject,
     TimeOfDay,
     Weather,
@@ -31,218 +33,179 @@ K = TypeVar("K", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Hero:
-    """A procedural noun: how often it is shown, where, and what people call it."""
+    """A procedural noun: how often it is shown, as what, and where."""
 
     share: float
+    """Relative to the other nouns of the same vocabulary."""
     drawing: Drawing
     category: Category
-    names: tuple[str, ...]
-    """What captions call it; a repeated name is as many times as likely."""
     settings: dict[Setting, float]
+    fills_the_picture: bool = False
+    """Shown alone and in the middle only: a bridge, a volcano."""
 
 
+ON_LAND: dict[Setting, float] = {"meadow": 0.3, "hills": 0.25, "lake": 0.15, "snow": 0.2, "beach": 0.1}
 HEROES: dict[str, Hero] = {
     "lighthouse": Hero(
-        0.27,
+        0.22,
         "lighthouse",
         "building",
-        ("lighthouse",),
-        {"cliff": 0.3, "sea": 0.3, "island": 0.15, "beach": 0.15, "hills": 0.05, "snow": 0.05},
+        {"cliff": 0.3, "sea": 0.3, "island": 0.12, "beach": 0.16, "hills": 0.06, "snow": 0.06},
     ),
-    "sailboat": Hero(
-        0.13, "sailboat", "water", ("sailboat", "sailboat", "sailing boat", "boat", "yacht"), {"sea": 1.0}
-    ),
+    "sailboat": Hero(0.13, "sailboat", "water", {"sea": 0.75, "lake": 0.25}),
     "castle": Hero(
-        0.11,
+        0.12,
         "castle",
         "building",
-        ("castle", "castle", "castle", "fortress"),
         {"meadow": 0.25, "hills": 0.25, "cliff": 0.2, "lake": 0.15, "snow": 0.15},
     ),
-    "house": Hero(
-        0.07,
-        "house",
-        "building",
-        ("house", "house", "home"),
-        {"meadow": 0.3, "hills": 0.25, "lake": 0.15, "snow": 0.2, "beach": 0.1},
-    ),
-    "cottage": Hero(
-        0.05,
-        "house",
-        "building",
-        ("cottage",),
-        {"meadow": 0.3, "hills": 0.25, "lake": 0.15, "snow": 0.2, "beach": 0.1},
-    ),
-    "cabin": Hero(
-        0.04,
-        "cabin",
-        "building",
-        ("cabin", "log cabin", "wooden cabin"),
-        {"meadow": 0.2, "hills": 0.2, "lake": 0.3, "snow": 0.3},
-    ),
-    "windmill": Hero(0.10, "windmill", "building", ("windmill",), {"meadow": 0.5, "hills": 0.5}),
+    "house": Hero(0.10, "house", "building", ON_LAND),
+    "cottage": Hero(0.06, "cottage", "building", ON_LAND),
+    "cabin": Hero(0.06, "cabin", "building", {"meadow": 0.2, "hills": 0.2, "lake": 0.3, "snow": 0.3}),
+    "windmill": Hero(0.10, "windmill", "building", {"meadow": 0.45, "hills": 0.4, "snow": 0.15}),
     "hot air balloon": Hero(
-        0.10,
-        "balloon",
-        "air",
-        ("hot air balloon", "hot air balloon", "hot-air balloon", "balloon"),
-        {"hills": 0.3, "meadow": 0.3, "sea": 0.2, "desert": 0.2},
+        0.11, "balloon", "air", {"hills": 0.3, "meadow": 0.25, "sea": 0.15, "desert": 0.15, "lake": 0.15}
     ),
-    "pine tree": Hero(
-        0.065,
-        "pine",
-        "plant",
-        ("pine tree", "pine tree", "pine", "fir tree"),
-        {"snow": 0.5, "hills": 0.25, "lake": 0.25},
-    ),
-    "palm tree": Hero(
-        0.065, "palm", "plant", ("palm tree", "palm tree", "palm"), {"beach": 0.4, "island": 0.4, "desert": 0.2}
-    ),
+    "pine tree": Hero(0.05, "pine", "plant", {"snow": 0.5, "hills": 0.25, "lake": 0.25}),
+    "palm tree": Hero(0.05, "palm", "plant", {"beach": 0.45, "island": 0.35, "desert": 0.2}),
 }
-COTTAGE_COLOURS = ("white", "yellow", "pink", "blue", None)
-TIME_SHARES: dict[TimeOfDay, float] = {"day": 0.28, "dawn": 0.14, "sunset": 0.28, "dusk": 0.12, "night": 0.18}
-SNOWFALL_SETTINGS = ("snow", "lake", "hills")
+MORE_HEROES: dict[str, Hero] = {
+    "igloo": Hero(0.06, "igloo", "building", {"snow": 1.0}),
+    "pagoda": Hero(0.07, "pagoda", "building", {"garden": 0.4, "hills": 0.2, "lake": 0.2, "snow": 0.2}),
+    "barn": Hero(0.07, "barn", "building", {"farm": 0.4, "meadow": 0.3, "hills": 0.2, "snow": 0.1}),
+    "suspension bridge": Hero(0.06, "suspension", "building", {"sea": 1.0}, fills_the_picture=True),
+    "volcano": Hero(
+        0.06, "volcano", "building", {"sea": 0.4, "meadow": 0.2, "hills": 0.2, "desert": 0.2}, fills_the_picture=True
+    ),
+    "cactus": Hero(0.06, "cactus", "plant", {"desert": 1.0}),
+    "campfire": Hero(
+        0.07, "campfire", "building", {"forest": 0.4, "beach": 0.2, "snow": 0.15, "desert": 0.1, "lake": 0.15}
+    ),
+    "oak tree": Hero(0.06, "round", "plant", {"meadow": 0.4, "hills": 0.3, "lake": 0.2, "farm": 0.1}),
+    "cherry blossom tree": Hero(0.07, "cherry", "plant", {"garden": 0.4, "hills": 0.3, "meadow": 0.3}),
+    "autumn tree": Hero(0.06, "autumn", "plant", {"autumn": 0.7, "lake": 0.3}),
+}
+HEROES_20: dict[str, Hero] = {**HEROES, **MORE_HEROES}
+
+TIME_SHARES: dict[TimeOfDay, float] = {"day": 0.28, "dawn": 0.14, "sunset": 0.26, "dusk": 0.12, "night": 0.2}
+STYLE_SHARES: dict[Style, float] = {
+    "flat": 0.72,
+    "watercolor": 0.07,
+    "oil painting": 0.06,
+    "pixel art": 0.05,
+    "pencil sketch": 0.05,
+    "neon": 0.05,
+}
+WEATHER_SHARES: dict[Weather, float] = {
+    "clear": 0.44,
+    "cloudy": 0.16,
+    "overcast": 0.06,
+    "rain": 0.09,
+    "storm": 0.05,
+    "snow": 0.07,
+    "fog": 0.07,
+    "rainbow": 0.06,
+}
+AURORA_SHARE = 0.2
+"""Of the nights that would be clear or cloudy."""
+SNOWFALL_SETTINGS = ("snow", "lake", "hills", "meadow", "forest", "farm")
+GREEN_ONLY = ("cherry", "autumn", "round", "palm", "cactus")
+"""Drawings that are not shown in snowfall: they would lose what makes them known."""
+COUNTED_SHARE, PAIRED_SHARE = 0.16, 0.22
+BROAD = ("castle", "barn", "igloo", "cottage")
+"""Drawings of which four beside each other would be too small."""
+CROWDED_SETTINGS = ("cliff", "island")
+"""No room for several of a noun."""
+OFFSHORE_SETTINGS = ("beach", "lake", "cliff")
+"""Land with water behind, where a second noun may be a sailboat."""
 
 
-def sample_hero_scene(rng: np.random.Generator) -> SceneSpec:
-    """Draw one scene: noun, setting, time, weather, colour, count, size, side, sun."""
-    name = weighted_choice(rng, _normalised({name: hero.share for name, hero in HEROES.items()}))
-    hero = HEROES[name]
-    setting = weighted_choice(rng, _normalised(hero.settings))
-    time = weighted_choice(rng, _normalised(TIME_SHARES))
-    weather = _sample_weather(rng, setting)
-    colour = choose(rng, COTTAGE_COLOURS if name == "cottage" else HERO_COLOURS.get(hero.drawing, (None,)))
-    count = int(rng.integers(2, 4)) if hero.category != "building" and rng.random() < 0.2 else 1
-    size: Size = "medium"
-    side: Side | None = None
-    sun_behind = False
-    if count == 1:
-        draw = rng.random()
-        size = "small" if draw < 0.1 else "large" if draw < 0.38 else "medium"
-        sides: tuple[Side, ...] = ("left", "right")
-        side = choose(rng, sides) if rng.random() < 0.15 and setting != "cliff" else None
-        sun_behind = bool(rng.random() < 0.15)
+def sample_hero_scene(rng: np.random.Generator, heroes: dict[str, Hero] = HEROES) -> SceneSpec:
+    """Draw one scene: noun, setting, time, weather, style, and then one, several, or a pair."""
+    name = _weighted(rng, {name: hero.share for name, hero in heroes.items()})
+    hero = heroes[name]
+    setting = _weighted(rng, hero.settings)
+    time = _weighted(rng, TIME_SHARES)
+    style = _weighted(rng, STYLE_SHARES)
+    kind = rng.random()
+    if kind < PAIRED_SHARE and not hero.fills_the_picture:
+        partner = _sample_partner(rng, heroes, name, setting)
+        if partner is not None:
+            names = [name, partner] if rng.random() < 0.5 else [partner, name]
+            subjects = _in_different_colours(rng, [heroes[each] for each in names], names)
+            weather = _sample_weather(rng, setting, time, [heroes[each].drawing for each in names])
+            return SceneSpec(setting, time, subjects, weather, style)
+    weather = _sample_weather(rng, setting, time, [hero.drawing])
+    colour = _sample_colour(rng, hero.drawing)
     noun = Noun(name, hero.category, hero.drawing)
-    return SceneSpec(
-        setting=setting,
-        time=time,
-        subjects=(Subject(noun, count, colour),),
-        weather=weather,
-        size=size,
-        side=side,
-        sun_behind=sun_behind,
-    )
-
-
-def _normalised(shares: dict[K, float]) -> dict[K, float]:
-    total = sum(shares.values())
-    return {name: share / total for name, share in shares.items()}
-
-
-def _sample_weather(rng: np.random.Generator, setting: Setting) -> Weather:
+    counted = PAIRED_SHARE <= kind < PAIRED_SHARE + COUNTED_SHARE
+    if counted and setting not in CROWDED_SETTINGS and not hero.fills_the_picture:
+        count = int(rng.integers(2, 4 if hero.drawing in BROAD else 5))
+        return SceneSpec(setting, time, (Subject(noun, count, colour),), weather, style)
     draw = rng.random()
-    if draw < 0.27:
+    size: Size = "small" if draw < 0.12 else "large" if draw < 0.42 and setting != "island" else "medium"
+    sides: tuple[Side, ...] = ("left", "right")
+    side = choose(rng, sides) if rng.random() < 0.28 else None
+    if hero.fills_the_picture:
+        size, side = "medium", None
+    sun_behind = bool(rng.random() < 0.12)
+    return SceneSpec(setting, time, (Subject(noun, 1, colour),), weather, style, size, side, sun_behind=sun_behind)
+
+
+def sample_hero20_scene(rng: np.random.Generator) -> SceneSpec:
+    """Draw one scene of the twenty nouns; the first ten are shown in 61 % of them."""
+    return sample_hero_scene(rng, HEROES_20)
+
+
+def _weighted(rng: np.random.Generator, shares: dict[K, float]) -> K:
+    total = sum(shares.values())
+    return weighted_choice(rng, {name: share / total for name, share in shares.items()})
+
+
+def _sample_colour(rng: np.random.Generator, drawing: Drawing) -> str | None:
+    """A colour for every drawing that can have one, so that labels always say what is shown."""
+    colours = [colour for colour in HERO_COLOURS.get(drawing, ()) if colour is not None]
+    return choose(rng, colours) if colours else None
+
+
+def _in_different_colours(rng: np.random.Generator, heroes: list[Hero], names: list[str]) -> tuple[Subject, ...]:
+    """Two subjects; where both have a colour it differs, mostly, so that colours must be bound to nouns."""
+    first, second = (_sample_colour(rng, hero.drawing) for hero in heroes)
+    if first is not None and first == second:
+        second = _sample_colour(rng, heroes[1].drawing)
+    nouns = [Noun(name, hero.category, hero.drawing) for name, hero in zip(names, heroes, strict=True)]
+    return Subject(nouns[0], 1, first), Subject(nouns[1], 1, second)
+
+
+def _sample_partner(rng: np.random.Generator, heroes: dict[str, Hero], name: str, setting: Setting) -> str | None:
+    """Another noun that belongs into the setting: on a cliff, one of the two stands and the other does not."""
+    if setting == "island":
+        return None
+
+    def fits(other: str) -> bool:
+        hero = heroes[other]
+        if other == name or hero.fills_the_picture:
+            return False
+        stands = hero.category not in ("water", "air")
+        if setting == "cliff":
+            return not stands
+        offshore = hero.category == "water" and setting in OFFSHORE_SETTINGS
+        return setting in hero.settings or offshore or hero.category == "air"
+
+    shares = {other: hero.share for other, hero in heroes.items() if fits(other)}
+    return _weighted(rng, shares) if shares else None
+
+
+def _sample_weather(rng: np.random.Generator, setting: Setting, time: TimeOfDay, drawings: list[Drawing]) -> Weather:
+    weather = _weighted(rng, WEATHER_SHARES)
+    if time == "night" and weather in ("clear", "cloudy", "rainbow") and rng.random() < AURORA_SHARE:
+        return "clear" if setting == "desert" else "aurora"
+    if weather == "rainbow" and time in ("night", "dusk"):
+        return "clear"
+    if setting == "desert" and weather not in ("clear", "cloudy", "fog", "rainbow"):
+        return "clear"
+    if setting == "snow" and weather in ("rain", "storm"):
+        return "snow"
+    if weather == "snow" and (setting not in SNOWFALL_SETTINGS or any(drawing in GREEN_ONLY for drawing in drawings)):
         return "cloudy"
-    if draw < 0.34:
-        return "fog"
-    if draw < 0.40:
-        return "rain"
-    return "snow" if draw < 0.48 and setting in SNOWFALL_SETTINGS else "clear"
-
-
-SETTING_PHRASES: dict[Setting, tuple[str, ...]] = {
-    "sea": ("on the sea", "at sea", "on the ocean", "on the water", "in the sea"),
-    "cliff": (
-        "on a cliff above the sea",
-        "on a rocky cliff by the ocean",
-        "on a cliff overlooking the sea",
-        "on a cliff",
-    ),
-    "beach": ("on a beach", "on a sandy beach", "by the shore", "on the seashore", "on the beach"),
-    "meadow": ("in a meadow", "in a grassy field", "in a field of flowers", "on the grass", "in a green field"),
-    "hills": ("in rolling hills", "among green hills", "on a hillside", "on a hill"),
-    "lake": (
-        "by a mountain lake",
-        "beside a lake",
-        "on the shore of a calm lake",
-        "by a lake",
-        "in front of mountains",
-    ),
-    "desert": ("in the desert", "among sand dunes", "in a sandy desert", "over sand dunes"),
-    "snow": ("in the snow", "in a snowy landscape", "in a winter landscape", "in winter"),
-    "island": (
-        "on a tropical island",
-        "on a small island in the sea",
-        "on a desert island with palm trees",
-        "on an island",
-    ),
-}
-TIME_PHRASES: dict[TimeOfDay, tuple[str, ...]] = {
-    "day": ("during the day", "on a sunny day", "in daylight", "under a blue sky", ""),
-    "dawn": ("at dawn", "at sunrise", "in the early morning"),
-    "sunset": ("at sunset", "at sunset", "at sunset", "at golden hour", "in the evening light", "with the sun setting"),
-    "dusk": ("at dusk", "at twilight", "after sunset"),
-    "night": ("at night", "at night", "under the stars", "on a starry night", "in the moonlight"),
-}
-WEATHER_PHRASES: dict[Weather, tuple[str, ...]] = {
-    "clear": ("",),
-    "cloudy": ("under a cloudy sky", "with big clouds", "with clouds"),
-    "rain": ("in the rain", "on a rainy day"),
-    "snow": ("in falling snow", "while it is snowing", "on a snowy day"),
-    "fog": ("in the fog", "on a misty day", "in fog"),
-}
-WEATHER_TAGS: dict[Weather, str] = {"rain": "rain", "snow": "snowing", "fog": "fog", "cloudy": "clouds"}
-SIZE_WORDS: dict[Size, tuple[str, ...]] = {"small": ("small ", "tiny ", "little "), "large": ("large ", "big ", "")}
-STYLE_FORMS = (
-    *("{}",) * 6,
-    "a flat illustration of {}",
-    "an illustration of {}",
-    "a poster of {}",
-    "a picture of {}",
-)
-NUMBER_WORDS = {2: ("two", "two", "a pair of"), 3: ("three",)}
-BLUE_SKY_PHRASES = ("on a sunny day", "under a blue sky", "in daylight", "during the day")
-STARRY_PHRASES = ("under the stars", "on a starry night", "in the moonlight")
-
-
-def hero_caption(scene: SceneSpec, rng: np.random.Generator) -> str:
-    """One caption that is true of the scene; parts are dropped at random, because users leave them out too."""
-    subject = scene.subjects[0]
-    name = choose(rng, HEROES[subject.noun.name].names)
-    colour = f"{subject.colour} " if subject.colour is not None and rng.random() < 0.9 else ""
-    form = rng.random()
-    if form < 0.08:
-        return _comma_tags(scene, f"{colour}{name}", rng)
-    size_words = SIZE_WORDS.get(scene.size)
-    size = choose(rng, size_words) if size_words is not None and rng.random() < 0.8 else ""
-    what = f"{size}{colour}{name}"
-    single = subject.count == 1
-    who = with_article(what) if single else f"{choose(rng, NUMBER_WORDS[subject.count])} {plural(what)}"
-    if form < 0.13:  # A bare noun
-        return what if single and rng.random() < 0.5 else who
-    tail = _surroundings(scene, rng)
-    if rng.random() < 0.15:
-        tail = tail[::-1]
-    sentence = f"{who} {' '.join(tail)}" if rng.random() < 0.75 else ", ".join([who, *tail])
-    return choose(rng, STYLE_FORMS).format(sentence.strip())
-
-
-def _comma_tags(scene: SceneSpec, what: str, rng: np.random.Generator) -> str:
-    setting = "mountain lake" if scene.setting == "lake" else scene.setting
-    tags = [setting, scene.time, WEATHER_TAGS.get(scene.weather, "")]
-    return ", ".join([what, *(tag for tag in tags if tag and rng.random() < 0.8)])
-
-
-def _surroundings(scene: SceneSpec, rng: np.random.Generator) -> list[str]:
-    """Place, time and weather, each perhaps left out, none contradicting the weather."""
-    where = choose(rng, SETTING_PHRASES[scene.setting]) if rng.random() < 0.72 else ""
-    if where and scene.side is not None and rng.random() < 0.8:
-        where += f", on the {scene.side} side"
-    when = choose(rng, TIME_PHRASES[scene.time]) if rng.random() < (0.6 if scene.time == "day" else 0.93) else ""
-    if scene.weather != "clear":
-        if when in BLUE_SKY_PHRASES:
-            when = ""
-        if when in STARRY_PHRASES:
-            when = "at night"
-    sky = choose(rng, WEATHER_PHRASES[scene.weather]) if rng.random() < 0.85 else ""
-    return [part for part in (where, when, sky) if part]
+    return weather

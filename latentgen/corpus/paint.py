@@ -16,6 +16,7 @@ ADD_LIGHT = skia.BlendMode.kScreen
 """Light over what is there: never darker, never clipped hard."""
 ONLY_OVER_PAINTED = skia.BlendMode.kSrcATop
 LINEAR_SAMPLING = skia.SamplingOptions(skia.FilterMode.kLinear)
+SMOOTH_SAMPLING = skia.SamplingOptions(skia.CubicResampler.Mitchell())
 MIPMAP_SAMPLING = skia.SamplingOptions(skia.FilterMode.kLinear, skia.MipmapMode.kLinear)
 
 

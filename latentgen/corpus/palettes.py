@@ -65,12 +65,13 @@ def _palette(
 def under_weather(palette: Palette, weather: Weather) -> Palette:
     """The palette under a closed sky: grayer, flatter, and darker in rain and storm. Other weathers change nothing."""
     night = palette.time == "night"
+    warm = palette.time in ("dawn", "sunset", "dusk")
     saturation_and_brightness: dict[Weather, tuple[float, float]] = {
-        "overcast": (0.45, 0.92),
-        "rain": (0.42, 1.05 if night else 0.8),
-        "storm": (0.4, 0.85 if night else 0.55),
-        "snow": (0.42, 1.0),
-        "fog": (0.4, 1.0),
+        "overcast": (0.8 if night else 0.68 if warm else 0.45, 0.98 if warm else 0.92),
+        "rain": (0.85 if night else 0.7 if warm else 0.5, 1.15 if night else 0.9),
+        "storm": (0.75 if night else 0.6 if warm else 0.45, 0.95 if night else 0.64),
+        "snow": (0.8 if night else 0.7 if warm else 0.5, 1.1 if night else 1.05),
+        "fog": (0.75 if night else 0.6 if warm else 0.4, 1.25 if night else 1.0),
     }
     if weather not in saturation_and_brightness:
         return palette
@@ -97,8 +98,15 @@ def under_weather(palette: Palette, weather: Weather) -> Palette:
     )
 
 
+COLOUR_CONSTANCY = {"day": 0.0, "dawn": 0.4, "sunset": 0.45, "dusk": 0.45, "night": 0.4}
+"""How far the light on a subject is drawn towards white, so that a yellow sail at sunset is yellow and not orange."""
+
+
 def lifted_for_subject(palette: Palette, lift: float) -> Palette:
-    """The palette with both lights raised, so that a subject stays legible in the dark."""
+    """The palette with both lights raised and less coloured: a subject stays legible, and keeps its own colour."""
+    constancy = COLOUR_CONSTANCY[palette.time]
+    key_light = saturate(palette.key_light, 1 - constancy)
+    shadow_light = saturate(palette.shadow_light, 1 - constancy)
 
     def lift_key(light: float) -> float:
         return min(1.1, light + lift * (1.02 - light)) if light < 1 else light
@@ -106,7 +114,7 @@ def lifted_for_subject(palette: Palette, lift: float) -> Palette:
     def lift_shadow(light: float) -> float:
         return light + lift * 0.55 * (1 - light)
 
-    key, shadow = palette.key_light, palette.shadow_light
+    key, shadow = key_light, shadow_light
     return replace(
         palette,
         key_light=(lift_key(key[0]), lift_key(key[1]), lift_key(key[2])),
@@ -311,8 +319,8 @@ PALETTES: dict[TimeOfDay, tuple[Palette, ...]] = {
             cloud_light="#3d5a90",
             cloud_shade="#182c5c",
             sea=("#3c6098", "#173160", "#081532"),
-            key_light=(0.46, 0.56, 0.86),
-            shadow_light=(0.2, 0.25, 0.48),
+            key_light=(0.58, 0.69, 1.0),
+            shadow_light=(0.27, 0.33, 0.6),
             sun="#f4f3e0",
             glow="#b8cdf5",
         ),
@@ -323,8 +331,8 @@ PALETTES: dict[TimeOfDay, tuple[Palette, ...]] = {
             cloud_light="#5a528e",
             cloud_shade="#23225a",
             sea=("#5c5298", "#262660", "#0c0c2e"),
-            key_light=(0.5, 0.5, 0.86),
-            shadow_light=(0.22, 0.22, 0.48),
+            key_light=(0.62, 0.63, 1.0),
+            shadow_light=(0.29, 0.29, 0.6),
             sun="#fbf3dc",
             glow="#cabff5",
         ),
@@ -335,8 +343,8 @@ PALETTES: dict[TimeOfDay, tuple[Palette, ...]] = {
             cloud_light="#3a6c7c",
             cloud_shade="#10394a",
             sea=("#347a88", "#0f4354", "#05202c"),
-            key_light=(0.44, 0.6, 0.74),
-            shadow_light=(0.18, 0.3, 0.4),
+            key_light=(0.54, 0.74, 0.9),
+            shadow_light=(0.24, 0.38, 0.5),
             sun="#f5f5e4",
             glow="#b0e0e6",
         ),

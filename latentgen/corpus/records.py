@@ -8,27 +8,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latentgen.corpus.captions import caption
-from latentgen.corpus.hero_scenes import hero_caption, sample_hero_scene
+from latentgen.corpus.captions import Templates, caption
+from latentgen.corpus.hero_scenes import sample_hero20_scene, sample_hero_scene
 from latentgen.corpus.sampling import sample_scene
 from latentgen.corpus.scene import SceneSpec
 from latentgen.corpus.splits import held_out_pairs
 
-VocabularyName = Literal["full", "heroes"]
+VocabularyName = Literal["full", "heroes", "heroes20"]
 
 
 @dataclass(frozen=True, slots=True)
 class SceneSource:
-    """A vocabulary as two functions: how scenes are drawn, and how they are put into words."""
+    """A vocabulary: how its scenes are drawn, and whether artwork is needed for that."""
 
     sample: Callable[[np.random.Generator], SceneSpec]
-    caption: Callable[[SceneSpec, np.random.Generator], str]
     needs_artwork: bool
 
 
 SCENE_SOURCES: dict[VocabularyName, SceneSource] = {
-    "full": SceneSource(sample_scene, caption, needs_artwork=True),
-    "heroes": SceneSource(sample_hero_scene, hero_caption, needs_artwork=False),
+    "full": SceneSource(sample_scene, needs_artwork=True),
+    "heroes": SceneSource(sample_hero_scene, needs_artwork=False),
+    "heroes20": SceneSource(sample_hero20_scene, needs_artwork=False),
 }
 
 
@@ -50,12 +50,13 @@ class Record:
         }
 
 
-def make_record(vocabulary: VocabularyName, seed: int, captions_per_image: int) -> Record:
-    """Scene and captions of a seed. Caption k depends on the seed and k alone."""
-    source = SCENE_SOURCES[vocabulary]
-    scene = source.sample(np.random.default_rng(seed))
-    captions = tuple(source.caption(scene, np.random.default_rng([seed, k])) for k in range(captions_per_image))
-    return Record(seed, scene, captions)
+def make_record(
+    vocabulary: VocabularyName, seed: int, captions_per_image: int, templates: Templates = "train"
+) -> Record:
+    """Scene and captions of a seed. Caption k depends on the seed, k and the choice of templates alone."""
+    scene = SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))
+    generators = (np.random.default_rng([seed, k]) for k in range(captions_per_image))
+    return Record(seed, scene, tuple(caption(scene, rng, templates) for rng in generators))
 
 
 def is_held_out(vocabulary: VocabularyName, seed: int) -> bool:

@@ -71,8 +71,8 @@ SETTINGS_OF: dict[Category, tuple[Setting, ...]] = {
     "water": ("sea", "sea", "city"),
     "undersea": ("underwater",),
     "plant": ("river", "meadow", "hills", "desert", "snow", "beach", "lake", "autumn", "studio", "village"),
-    "food": (*STILL_LIFE_OF_FOOD, "meadow", "beach", "desert", "island"),
-    "object": (*STILL_LIFE_OF_OBJECTS, "beach", "meadow", "snow", "forest", "desert"),
+    "food": (*STILL_LIFE_OF_FOOD, "meadow", "beach"),
+    "object": (*STILL_LIFE_OF_OBJECTS, "beach", "meadow", "snow"),
     "spacey": ("space",),
 }  # fmt: skip
 """Where each placement class is shown; a repeated setting is as many times as likely."""
@@ -82,7 +82,10 @@ SNOWFALL_SETTINGS = ("snow", "mountains", "forest", "city", "village", "lake")
 HERO_COLOURS: dict[Drawing, tuple[str | None, ...]] = {
     "lighthouse": ("red", "red", "red", "blue", "white", "black", "yellow", "green", None, None, None),
     "house": ("white", "red", "blue", "yellow", "pink", "green", None),
-    "castle": ("white", "gray", "pink", "brown", None),
+    "cottage": ("white", "yellow", "pink", "blue", None),
+    "castle": ("white", "gray", "pink", "brown", "blue", None),
+    "barn": ("red", "red", "red", "white", "green", "blue", None),
+    "suspension": ("red", "red", "gray", "blue", "green", None),
     "sailboat": ("white", "red", "blue", "yellow", "orange", None, None),
     "balloon": ("red", "blue", "yellow", "green", "orange", "purple", "pink", None),
     "windmill": ("white", "red", "blue", None),
@@ -110,7 +113,7 @@ def sample_scene(rng: np.random.Generator) -> SceneSpec:
     colour = _sample_colour(rng, noun)
     count = 1 if rng.random() < 0.8 or category == "building" else int(rng.integers(2, 5))
     subjects = [Subject(noun, count, colour)]
-    companion = _sample_companion(rng, category, setting) if count == 1 and rng.random() < 0.22 else None
+    companion = _sample_companion(rng, noun, setting) if count == 1 and rng.random() < 0.22 else None
     if companion is not None:
         subjects.append(companion.subject)
     placement = _sample_placement(rng, category, setting) if len(subjects) == 1 and count == 1 else Placement()
@@ -147,7 +150,7 @@ def _candidates(category: Category, setting: Setting) -> list[Noun]:
             unfit.add("suspension")
         if setting != "snow":
             unfit.add("igloo")
-        if setting in ("cliff", "forest"):
+        if setting in ("cliff", "forest", "island", "beach", "lake"):
             unfit.add("volcano")
         return [noun for noun in nouns if noun.drawing not in unfit]
     if category in ("air", "water"):
@@ -198,7 +201,8 @@ class Companion:
     behind: bool
 
 
-def _sample_companion(rng: np.random.Generator, category: Category, setting: Setting) -> Companion | None:
+def _sample_companion(rng: np.random.Generator, first: Noun, setting: Setting) -> Companion | None:
+    category = first.category
     if category not in ("land_animal", "head", "vehicle", "food", "object", "plant"):
         return None
     other: Category = category
@@ -206,7 +210,8 @@ def _sample_companion(rng: np.random.Generator, category: Category, setting: Set
     if category in ("land_animal", "head", "vehicle") and setting not in ("studio", "city") and rng.random() < 0.6:
         other = choose(rng, ("building", "plant", "building", "vehicle"))
         behind = other != "vehicle" and rng.random() < 0.7
-    fitting = [noun for noun in nouns_by_category()[other] if noun.drawing not in ("suspension", "volcano", "igloo")]
+    unfit = ("suspension", "volcano", "igloo")
+    fitting = [noun for noun in nouns_by_category()[other] if noun.drawing not in unfit and noun.name != first.name]
     noun = choose(rng, fitting)
     colour = choose(rng, ("red", "blue", "green", "yellow")) if noun.colourable else None
     return Companion(Subject(noun, 1, colour), behind)
@@ -224,7 +229,9 @@ class Placement:
 def _sample_placement(rng: np.random.Generator, category: Category, setting: Setting) -> Placement:
     draw = rng.random()
     size: Size = "small" if draw < 0.1 else "large" if draw < 0.3 else "giant" if draw < 0.36 else "medium"
-    if category in ("food", "object") and setting in ("meadow", "beach", "desert", "snow", "forest"):
+    if setting == "island" and size != "small":
+        size = "medium"  # Anything larger dwarfs the island
+    if category in ("food", "object") and setting in ("meadow", "beach", "snow"):
         size = "giant"
     sides: tuple[Side, ...] = ("left", "right")
     side = choose(rng, sides) if rng.random() < 0.12 else None

@@ -20,11 +20,13 @@ Weather = Literal["clear", "cloudy", "overcast", "rain", "storm", "snow", "fog",
 Style = Literal["flat", "watercolor", "pixel art", "pencil sketch", "oil painting", "neon"]
 Size = Literal["small", "medium", "large", "giant"]
 Side = Literal["left", "right"]
+Position = Literal["left", "centre", "right"]
+Relation = Literal["left of", "in front of"]
 Drawing = Literal[
-    "lighthouse", "house", "cabin", "castle", "windmill", "barn", "igloo", "pagoda", "campfire", "suspension",
-    "volcano", "sailboat", "balloon", "pine", "palm", "round", "cherry", "autumn", "birch", "cactus",
+    "lighthouse", "house", "cottage", "cabin", "castle", "windmill", "barn", "igloo", "pagoda", "campfire",
+    "suspension", "volcano", "sailboat", "balloon", "pine", "palm", "round", "cherry", "autumn", "birch", "cactus",
 ]  # fmt: skip
-"""The procedural heroes. A house and a cottage share a drawing: twenty drawings, twenty-one nouns."""
+"""The procedural heroes: twenty-one drawings, one for each noun."""
 
 MAX_COUNT = 5
 
@@ -108,10 +110,29 @@ class SceneSpec:
         """Whether roofs, trees and ground are white."""
         return self.setting == "snow" or self.weather == "snow"
 
+    def shows(self, drawing: Drawing) -> bool:
+        """Whether a drawing is a subject: then the backdrop leaves it out, and what is counted is all there is."""
+        return any(subject.noun.drawing == drawing for subject in self.subjects)
+
     @property
     def is_single(self) -> bool:
         """One subject, and one of it."""
         return len(self.subjects) == 1 and self.subjects[0].count == 1
+
+    @property
+    def relation(self) -> Relation | None:
+        """What the first of two subjects is to the second; None for one subject."""
+        if len(self.subjects) == 1:
+            return None
+        return "in front of" if self.behind else "left of"
+
+    def position(self, index: int) -> Position | None:
+        """The third of the picture that a subject's middle is in; None where the scene does not decide it."""
+        if len(self.subjects) == 2:
+            return None if self.behind else ("left", "right")[index]
+        if self.subjects[0].count > 1 or (self.setting == "river" and self.side is None):
+            return None
+        return "centre" if self.side is None else self.side
 
     def to_json(self) -> dict[str, Any]:
         """The labels of the picture, as stored beside it."""
@@ -126,8 +147,14 @@ class SceneSpec:
             "backdrop": self.backdrop,
             "river": self.river,
             "sun_behind": self.sun_behind,
+            "relation": self.relation,
             "subjects": [
-                {"noun": subject.noun.name, "count": subject.count, "colour": subject.colour}
-                for subject in self.subjects
+                {
+                    "noun": subject.noun.name,
+                    "count": subject.count,
+                    "colour": subject.colour,
+                    "position": self.position(index),
+                }
+                for index, subject in enumerate(self.subjects)
             ],
         }

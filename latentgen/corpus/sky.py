@@ -1,17 +1,21 @@
-"""The sky from zenith to horizon: gradient, stars, aurora, sun and moon, rainbow, clouds, birds."""
+"""The sky from zenith to horizon: gradient, stars, aurora, sun and moon, rainbow, birds."""
 
 from __future__ import annotations
 
-import math
-
-import skia
+import numpy as np
 
 from latentgen.corpus.canvas import EXTENT, Canvas, fractal_noise
 from latentgen.corpus.colour import Rgb, mix, shade
-from latentgen.corpus.paint import ADD_LIGHT, outline, packed, paint, radial_gradient, vertical_gradient
+from latentgen.corpus.paint import ADD_LIGHT, outline, paint, radial_gradient, vertical_gradient
 
 MOON_SPOTS = ((-0.35, -0.2, 0.22), (0.25, 0.3, 0.28), (0.4, -0.35, 0.14), (-0.1, 0.5, 0.15), (0.05, -0.05, 0.12))
 """The moon's dark plains: x, y and radius in moon radii."""
+AURORA_COLOURS: tuple[tuple[Rgb, Rgb], ...] = (
+    ((0.2, 1, 0.55), (0.5, 0.25, 0.95)),
+    ((0.25, 0.95, 0.75), (0.2, 0.4, 1)),
+    ((0.3, 1, 0.45), (0.95, 0.3, 0.7)),
+)
+"""Of an aurora's foot, and of its upper end."""
 RAINBOW = ("#e8554e", "#f59b42", "#f7d94c", "#5cc36a", "#4a9fe0", "#7a63c9")
 
 
@@ -37,13 +41,16 @@ def draw_sky(canvas: Canvas, horizon: float) -> None:
 
 
 def _draw_stars(canvas: Canvas, horizon: float) -> None:
-    for _ in range(canvas.integer(50, 110)):
+    """Many faint points, and a few bright ones that shine."""
+    for _ in range(canvas.integer(40, 80)):
         x, y = canvas.uniform(0, EXTENT), canvas.uniform(0, horizon)
-        radius = abs(canvas.rng.normal(0, 0.45)) + 0.25
-        alpha = canvas.uniform(0.35, 1) * (1 - 0.75 * y / max(horizon, 1))
-        canvas.circle(x, y, radius, paint((1, 1, 0.95), alpha))
-        if radius > 1.0:
-            canvas.glow(x, y, radius * 5, (0.8, 0.88, 1), 0.5 * alpha)
+        alpha = canvas.uniform(0.4, 1) * (1 - 0.75 * y / max(horizon, 1))
+        canvas.circle(x, y, canvas.uniform(0.45, 0.95), paint((1, 1, 0.95), alpha))
+    for _ in range(canvas.integer(8, 18)):
+        x, y = canvas.uniform(0, EXTENT), canvas.uniform(0, horizon * 0.8)
+        radius = canvas.uniform(1.0, 1.6)
+        canvas.glow(x, y, radius * 4.5, (0.8, 0.88, 1), 0.7)
+        canvas.circle(x, y, radius, paint((1, 1, 0.97)))
 
 
 def _draw_milky_way(canvas: Canvas) -> None:
@@ -65,23 +72,27 @@ def _draw_first_stars(canvas: Canvas, horizon: float) -> None:
 
 
 def _draw_aurora(canvas: Canvas, horizon: float) -> None:
-    """Three curtains of light, each sixty vertical rays along a noisy lower edge."""
-    base: Rgb = canvas.choice([(0.25, 1, 0.65), (0.3, 0.9, 0.95), (0.7, 0.45, 1)])
-    for curtain in range(3):
-        edge_y = canvas.uniform(0.25, 0.55) * horizon
-        folds = fractal_noise(canvas.rng, 60, 3) * horizon * 0.16
-        colour = mix(base, (0.55, 0.35, 1), curtain * 0.3)
-        height = canvas.uniform(0.35, 0.6) * horizon
-        for ray in range(60):
-            x, foot = ray * EXTENT / 58 - 4, edge_y + folds[ray]
-            stops = [packed(colour, 0), packed(colour, 0.26), packed(colour, 0.0)]
-            light = vertical_gradient(foot - height, foot, stops, [0, 0.85, 1])
-            canvas.rect(x, foot - height, 5, height, paint(shader=light, blend=ADD_LIGHT))
+    """Two or three folded curtains of light: vertical rays that start sharply at their foot and fade upwards."""
+    rows, columns = 96, 128
+    base, top = canvas.choice(AURORA_COLOURS)
+    y = np.linspace(0, 1, rows)[:, None]
+    light = np.zeros((rows, columns, 3))
+    for _ in range(canvas.integer(2, 3)):
+        folds = fractal_noise(canvas.rng, columns, 3)
+        foot = canvas.uniform(0.5, 0.85) + folds * canvas.uniform(0.1, 0.16)
+        rays = np.clip(0.55 + 0.5 * fractal_noise(canvas.rng, columns, 6, 0.8), 0.1, 1)
+        height = canvas.uniform(0.4, 0.6) * (0.75 + 0.4 * rays)
+        up = (foot[None, :] - y) / height[None, :]
+        strength = np.where(up < 0, np.exp(np.minimum(up, 0) * 22), np.clip(1 - up, 0, 1) ** 1.5) * rays[None, :]
+        blend = np.clip(up * 1.3, 0, 1)[..., None]
+        light += strength[..., None] * (np.array(base) * (1 - blend) + np.array(top) * blend) * 0.8
+    pixels = np.concatenate([np.clip(light, 0, 1), np.ones((rows, columns, 1))], -1)
+    canvas.texture(pixels, 0, 0, EXTENT, horizon, blend=ADD_LIGHT)
 
 
 def _draw_moon(canvas: Canvas) -> None:
     x, y, palette = canvas.sun_x, canvas.sun_y, canvas.palette
-    radius = canvas.uniform(9, 17)
+    radius = canvas.uniform(12, 20)
     canvas.glow(x, y, radius * 5, palette.glow, 0.55)
     canvas.glow(x, y, radius * 2.2, palette.glow, 0.5)
     stops = [mix(palette.sun, (1, 1, 1), 0.6), palette.sun, shade(palette.sun, 0.8)]
@@ -111,101 +122,7 @@ def _draw_sun(canvas: Canvas, horizon: float) -> None:
 def _draw_rainbow(canvas: Canvas, horizon: float) -> None:
     x, radius = canvas.uniform(90, 170), canvas.uniform(95, 125)
     for index, colour in enumerate(RAINBOW):
-        canvas.circle(x, horizon + 14, radius - index * 3.4, paint(colour, 0.5, stroke=3.8, blur=0.7))
-
-
-def draw_clouds(canvas: Canvas, horizon: float) -> None:
-    """A bank near the horizon, then heaps and streaks, or the closed ceiling of bad weather."""
-    palette, weather = canvas.palette, canvas.weather
-    if canvas.chance(0.55) and weather != "fog":
-        for _ in range(canvas.integer(3, 6)):
-            x, width = canvas.uniform(-10, 266), canvas.uniform(40, 90)
-            y, height = horizon - canvas.uniform(2, 16), width * canvas.uniform(0.16, 0.26)
-            light = mix(palette.cloud_light, palette.haze, 0.55)
-            _draw_cumulus(canvas, x, y, width, height, light, mix(palette.cloud_shade, palette.haze, 0.6), 0.75, 0.7)
-    formation = canvas.choice(["puff", "puff", "streak", "mixed"])
-    if weather in ("overcast", "storm", "rain", "snow"):
-        _draw_ceiling(canvas, horizon)
-        return
-    if formation in ("streak", "mixed"):
-        _draw_streaks(canvas, horizon)
-    if formation in ("puff", "mixed") or weather == "cloudy":
-        many, few = canvas.integer(6, 9), canvas.integer(2, 4)
-        heights = sorted(canvas.uniform(0.12, 0.8) for _ in range(many if weather == "cloudy" else few))
-        for share in reversed(heights):
-            width = canvas.uniform(34, 80) * (1.25 - share * 0.7)
-            x, height = canvas.uniform(0, EXTENT), width * canvas.uniform(0.3, 0.5)
-            _draw_cumulus(
-                canvas, x, horizon * share, width, height, palette.cloud_light, palette.cloud_shade, 0.95, 0.4
-            )
-
-
-def _draw_ceiling(canvas: Canvas, horizon: float) -> None:
-    palette = canvas.palette
-    for layer in range(3):
-        for _ in range(6):
-            x = canvas.uniform(-20, 276)
-            y = horizon * (0.12 + 0.2 * layer) + canvas.uniform(-8, 8)
-            width = canvas.uniform(80, 160)
-            height = width * canvas.uniform(0.22, 0.34)
-            light = mix(palette.cloud_light, palette.cloud_shade, 0.3 + 0.15 * layer)
-            dark = shade(palette.cloud_shade, 0.95 - 0.05 * layer)
-            _draw_cumulus(canvas, x, y, width, height, light, dark, 0.72, canvas.uniform(3.5, 6))
-
-
-def _draw_streaks(canvas: Canvas, horizon: float) -> None:
-    palette = canvas.palette
-    for _ in range(canvas.integer(4, 9)):
-        y = canvas.uniform(0.15, 0.95) * horizon
-        x, width = canvas.uniform(-20, 276), canvas.uniform(30, 120)
-        height = canvas.uniform(0.8, 2.6)
-        upper = paint(mix(palette.cloud_light, palette.sky[-1], 0.25), canvas.uniform(0.25, 0.6), blur=0.8)
-        canvas.round_rect(x - width / 2, y, width, height * 2, height, upper)
-        left = x - width / 3 + canvas.uniform(-8, 8)
-        lower = paint(palette.cloud_light, canvas.uniform(0.2, 0.5), blur=0.8)
-        canvas.round_rect(left, y + height * 1.6, width * 0.6, height * 1.6, height, lower)
-
-
-def _draw_cumulus(
-    canvas: Canvas,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    light: Rgb,
-    dark: Rgb,
-    alpha: float,
-    softness: float,
-) -> None:
-    """A flat-bottomed cloud with its base at y; very soft ones carry no modelled bulges."""
-    shape = skia.Path()
-    bulges: list[tuple[float, float, float]] = []
-    count = canvas.integer(5, 8)
-    for index in range(count):
-        along = (index + 0.5) / count
-        bulge_x = x - width / 2 + width * along
-        profile = math.sin(math.pi * along) ** 0.8
-        radius = min(height * (0.28 + 0.5 * profile * canvas.uniform(0.6, 1.0)), width * 0.3)
-        bulge_y = y - radius * 0.55 - height * 0.25 * profile * canvas.uniform(0.2, 1)
-        shape.addCircle(bulge_x, bulge_y, radius)
-        bulges.append((bulge_x, bulge_y, radius))
-    base = skia.Rect.MakeLTRB(x - width * 0.56, y - height * 0.32, x + width * 0.56, y)
-    shape.addRoundRect(base, height * 0.16, height * 0.16)
-    stops = [packed(light, alpha), packed(mix(light, dark, 0.35), alpha), packed(dark, alpha)]
-    body = vertical_gradient(y - height * 1.25, y, stops, [0, 0.55, 1])
-    with canvas.clipped(skia.Rect.MakeLTRB(-50, -50, 310, y)):
-        canvas.path(shape, paint(shader=body, blur=softness))
-        if softness < 1.5:
-            with canvas.clipped(shape):
-                for bulge_x, bulge_y, radius in bulges:
-                    _draw_bulge(canvas, bulge_x, bulge_y, radius, light, alpha)
-
-
-def _draw_bulge(canvas: Canvas, x: float, y: float, radius: float, light: Rgb, alpha: float) -> None:
-    side = canvas.sun_side
-    stops = [packed(mix(light, (1, 1, 1), 0.35), 0.55 * alpha), packed(light, 0)]
-    shine = radial_gradient(x + side * radius * 0.35, y - radius * 0.35, radius * 0.85, stops)
-    canvas.circle(x + side * radius * 0.22, y - radius * 0.2, radius * 0.8, paint(shader=shine))
+        canvas.circle(x, horizon + 14, radius - index * 4.2, paint(colour, 0.62, stroke=4.6, blur=0.7))
 
 
 def draw_birds(canvas: Canvas, horizon: float) -> None:

@@ -10,14 +10,33 @@ import hashlib
 
 from latentgen.corpus.scene import SceneSpec, Subject
 
-ALWAYS_TRAINED = {("lighthouse", "sunset"), ("lighthouse", "sea"), ("lighthouse", "cliff")}
-"""Pairs that must not be reserved, whatever their hash: the model's showpieces."""
+ALWAYS_TRAINED = {
+    ("lighthouse", "sea"),
+    ("lighthouse", "cliff"),
+    ("lighthouse", "red"),
+    ("palm tree", "beach"),
+}
+"""A noun and its setting or colour that must not be reserved, whatever their hash: the model's showpieces."""
+ALWAYS_HELD_OUT = {
+    ("sailboat", "orange"),
+    ("hot air balloon", "purple"),
+    ("house", "pink"),
+    ("windmill", "snow"),
+}
+"""A noun and its setting or colour that are reserved by hand: the hash leaves the ten heroes too few to measure by."""
 
 
 def _bucket(*parts: str) -> float:
     """A fixed number in [0, 1) for a combination of words."""
     digest = hashlib.blake2b("|".join(parts).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") / 2**32
+
+
+def _is_reserved(kind: str, noun: str, value: str, share: float) -> bool:
+    """By hand where a pair is named above, else by hash."""
+    if (noun, value) in ALWAYS_TRAINED:
+        return False
+    return (noun, value) in ALWAYS_HELD_OUT or _bucket(kind, noun, value) < share
 
 
 def held_out_pairs(scene: SceneSpec) -> tuple[str, ...]:
@@ -41,11 +60,10 @@ def _held_out_of_subject(scene: SceneSpec, subject: Subject) -> list[str]:
     if (
         subject.noun.category not in ("undersea", "spacey", "water")
         and scene.setting not in ("studio", "table")
-        and (name, scene.setting) not in ALWAYS_TRAINED
-        and _bucket("noun-setting", name, scene.setting) < 0.05
+        and _is_reserved("noun-setting", name, scene.setting, 0.05)
     ):
         found.append("noun-setting")
-    if subject.colour and _bucket("noun-colour", name, subject.colour) < 0.10:
+    if subject.colour and _is_reserved("noun-colour", name, subject.colour, 0.10):
         found.append("noun-colour")
     if scene.style != "flat" and _bucket("noun-style", name, scene.style) < 0.10:
         found.append("noun-style")

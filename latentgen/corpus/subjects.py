@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latentgen.corpus.canvas import Canvas
-from latentgen.corpus.heroes.houses import draw_barn, draw_house, draw_igloo
+from latentgen.corpus.heroes.houses import draw_house
 from latentgen.corpus.heroes.landmarks import draw_campfire, draw_volcano
 from latentgen.corpus.heroes.lighthouse import draw_lighthouse
+from latentgen.corpus.heroes.outbuildings import draw_barn, draw_igloo
 from latentgen.corpus.heroes.parts import contact_shadow
 from latentgen.corpus.heroes.towers import draw_castle, draw_pagoda, draw_windmill
 from latentgen.corpus.heroes.trees import draw_tree
@@ -71,8 +72,8 @@ def _draw_hero(
     match drawing:
         case "lighthouse":
             draw_lighthouse(canvas, x, y, height * 1.12, colour or "red", haze)
-        case "house" | "cabin":
-            draw_house(canvas, x, y, height * 0.8, colour or "white", cabin=drawing == "cabin", haze=haze)
+        case "house" | "cottage" | "cabin":
+            draw_house(canvas, x, y, height * 0.86, colour or "white", kind=drawing, haze=haze)
         case "castle":
             draw_castle(canvas, x, y, height * 1.05, colour or "gray", haze)
         case "windmill":
@@ -84,7 +85,7 @@ def _draw_hero(
         case "pagoda":
             draw_pagoda(canvas, x, y, height * 1.1, colour or "red", haze)
         case "campfire":
-            draw_campfire(canvas, x, y, height * 0.5)
+            draw_campfire(canvas, x, y, height * 0.62)
         case "volcano":
             draw_volcano(canvas, x, y, height, haze)
         case "sailboat":

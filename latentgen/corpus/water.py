@@ -89,12 +89,12 @@ def _mirror_shore(canvas: Canvas, waterline: float, bottom: float, alpha: float,
         y += step
 
 
-def mirror_subject(canvas: Canvas, waterline: float, x: float, height: float) -> None:
-    """Mirror a subject, and what is behind it, just under its waterline; the mirror image fades with depth."""
+def mirror_subject(canvas: Canvas, waterline: float, x: float, height: float, bottom: float = EXTENT) -> None:
+    """Mirror a subject, and what is behind it, under its waterline, not below `bottom`; it fades with depth."""
     scale = canvas.scale
     image = canvas.surface.makeImageSnapshot()
     left, right = max(0, x - height * 0.75), min(EXTENT, x + height * 0.75)
-    reach = min(EXTENT - waterline, height * 0.75)
+    reach = min(bottom - waterline, height * 0.75)
     phase = canvas.uniform(0, 6)
     depth = 0.0
     while depth < reach:

@@ -6,6 +6,7 @@ After a wanted change of drawing, raise `CORPUS_VERSION`, write the sheet again 
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentgen.corpus.colour import multiply, paint_colour
 from latentgen.corpus.compose import render_scene
 from latentgen.corpus.hero_scenes import sample_hero_scene
+from latentgen.corpus.palettes import PALETTES, lifted_for_subject
 from latentgen.corpus.scene import Category, Drawing, Noun, SceneSpec, Subject
 
 SHEET = Path(__file__).with_name("corpus_golden.png")
@@ -29,7 +32,7 @@ def _subject(drawing: Drawing, category: Category, colour: str | None = None, co
 
 
 def _scenes() -> list[SceneSpec]:
-    """All 20 drawings, 21 settings, 5 times, 9 weathers and 6 styles, in few pictures."""
+    """All 21 drawings, 21 settings, 5 times, 9 weathers and 6 styles, in few pictures."""
     lighthouse = _subject("lighthouse", "building", "red")
     return [
         SceneSpec("cliff", "sunset", lighthouse),
@@ -56,6 +59,12 @@ def _scenes() -> list[SceneSpec]:
         SceneSpec("underwater", "day", _subject("house", "building")),
         SceneSpec("space", "day", _subject("balloon", "air", "white")),
         SceneSpec("hills", "day", (*lighthouse, *_subject("pine", "plant")), behind=True),
+        SceneSpec("meadow", "night", _subject("cottage", "building", "yellow"), "rain"),
+        SceneSpec("beach", "day", (*_subject("house", "building", "red"), *_subject("sailboat", "water", "blue"))),
+        SceneSpec("cliff", "night", (*_subject("sailboat", "water", "white"), *lighthouse), "aurora"),
+        SceneSpec("snow", "dusk", _subject("pine", "plant", count=4), "snow"),
+        SceneSpec("lake", "sunset", _subject("windmill", "building", "blue"), "storm", side="right"),
+        SceneSpec("sea", "night", _subject("sailboat", "water", "yellow", 3), "fog"),
     ]
 
 
@@ -73,8 +82,8 @@ def _sheet() -> NDArray[np.uint8]:
 def test_every_hero_is_drawn_as_before() -> None:
     kept = np.array(Image.open(SHEET)).astype(int)
     difference = np.abs(_sheet().astype(int) - kept).max(-1)
-    assert difference.shape == (4 * THUMBNAIL_PX, COLUMNS * THUMBNAIL_PX)
-    tiles = difference.reshape(4, THUMBNAIL_PX, COLUMNS, THUMBNAIL_PX).max((1, 3)).ravel()
+    assert difference.shape == (5 * THUMBNAIL_PX, COLUMNS * THUMBNAIL_PX)
+    tiles = difference.reshape(5, THUMBNAIL_PX, COLUMNS, THUMBNAIL_PX).max((1, 3)).ravel()
     changed = {f"{scene.subjects[-1].noun.name}, {scene.setting}": int(tile) for scene, tile in
                zip(_scenes(), tiles, strict=True) if tile > TOLERANCE}  # fmt: skip
     assert not changed, "drawn differently from the kept thumbnails (levels of difference)"
@@ -107,6 +116,41 @@ def test_colour_word_colours_the_hero() -> None:
     assert changed.mean() > 0.01
     assert (red - blue)[changed][:, 0].mean() > 20
     assert (red - blue)[changed][:, 2].mean() < -20
+
+
+@pytest.mark.parametrize("drawing", ["lighthouse", "house", "cottage", "castle", "windmill", "sailboat", "balloon"])
+def test_a_noun_is_a_family_of_drawings(drawing: Drawing) -> None:
+    """In the studio nothing but the subject changes much: two seeds differ inside the subject's own area."""
+    category: Category = {"sailboat": "water", "balloon": "air"}.get(drawing, "building")  # type: ignore[assignment]
+    scene = SceneSpec("studio", "day", _subject(drawing, category, "red"), backdrop="white")
+    pictures = [render_scene(scene, seed, 64).astype(int) for seed in range(6)]
+    drawn = [np.abs(picture - np.median(picture, (0, 1))).sum(-1) > 120 for picture in pictures]
+    shares = [(drawn[a] ^ drawn[b]).sum() / max(1, (drawn[a] | drawn[b]).sum()) for a in range(6) for b in range(a)]
+    assert np.median(shares) > 0.1
+
+
+def test_a_colour_is_the_same_in_every_light() -> None:
+    """A yellow sail at sunset is yellow, not orange: the hue of what is drawn stays within a few degrees."""
+    for colour, low, high in (("yellow", 35, 62), ("red", -15, 20), ("blue", 200, 250)):
+        for time in ("day", "dawn", "sunset", "dusk", "night"):
+            scene = SceneSpec("studio", "day", _subject("sailboat", "water", colour), backdrop="white")
+            palette = lifted_for_subject(PALETTES[time][0], {"night": 0.34, "dusk": 0.26}.get(time, 0.1))
+            lit = multiply(paint_colour(scene.subjects[0].colour or ""), palette.key_light)
+            hue = colorsys.rgb_to_hsv(*lit)[0] * 360
+            hue = hue - 360 if hue > 330 else hue
+            assert low <= hue <= high, (colour, time, hue)
+
+
+@pytest.mark.parametrize("drawing", ["house", "barn"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_counted_subjects_stand_apart(drawing: Drawing, count: int) -> None:
+    """Blue walls before a white one: between neighbours there are columns without blue, so that they can be counted."""
+    for seed in range(3):
+        scene = SceneSpec("studio", "day", _subject(drawing, "building", "blue", count), backdrop="white")
+        picture = render_scene(scene, seed, 128).astype(int)
+        blue = (picture[..., 2] - picture[..., 0] > 60).any(0)
+        starts = np.flatnonzero(np.diff(blue.astype(int), prepend=0) == 1)
+        assert len(starts) == count, (seed, starts)
 
 
 if __name__ == "__main__":

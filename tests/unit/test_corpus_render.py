@@ -178,7 +178,7 @@ def test_the_full_vocabulary_says_that_it_needs_artwork(tmp_path: Path) -> None:
     [
         ({"count": 0}, "count 0 is not between 1"),
         ({"count": 1, "size_px": 8}, "size 8 is not between 16"),
-        ({"count": 1, "vocabulary": "animals"}, "vocabulary 'animals' is not one of full, heroes"),
+        ({"count": 1, "vocabulary": "animals"}, "vocabulary 'animals' is not one of full, heroes, heroes20"),
         ({"count": 1, "format": "zip"}, "format 'zip' is not one of webdataset, folder"),
         ({"count": 1, "held_out": "maybe"}, "held-out 'maybe'"),
     ],
@@ -201,7 +201,7 @@ def test_command_renders_and_prints_the_folder(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--count", "2", "--vocabulary", "animals"], 2, "vocabulary 'animals' is not one of full, heroes"),
+        (["--count", "2", "--vocabulary", "animals"], 2, "vocabulary 'animals' is not one of full, heroes, heroes20"),
         (
             ["--count", "2", "--vocabulary", "full", "--assets", "nowhere"],
             3,

@@ -11,26 +11,34 @@ BRIDGE_COLOURS = {"red": "#c8432f", "gray": "#8b95a2", "white": "#e8e8e4", "blue
 
 
 def draw_campfire(canvas: Canvas, x: float, y: float, height: float) -> None:
-    """Crossed logs in a ring of stones, flames and sparks; by night it lights its surroundings."""
+    """Crossed logs, mostly in a ring of stones, flames and sparks; by night it lights its surroundings."""
     contact_shadow(canvas, x, y, height * 0.9, 0.4)
-    with canvas.lit_layer(light=0.9, bounds=(x - height, y - height * 1.3, x + height, y + 5)):
-        for near, far in ((-0.42, 0.3), (0.42, -0.3), (-0.3, 0.42)):
-            log = paint("#6b4630", stroke=height * 0.13)
-            canvas.line(x + near * height, y - height * 0.02, x + far * height, y - height * 0.16, log)
-            canvas.circle(x + near * height, y - height * 0.02, height * 0.05, paint("#c9986a"))
-        for index in range(8):
-            offset = index / 7 * 2 - 1
-            stone = paint(shade(parse_hex("#8b8f98"), canvas.uniform(0.8, 1.1)))
-            stone_y = y + height * 0.05 * (1 - offset * offset) + 1
-            canvas.oval(x + offset * height * 0.5, stone_y, height * 0.09, height * 0.06, stone)
     dark = canvas.palette.time in ("night", "dusk")
-    canvas.glow(x, y - height * 0.25, height * (3.4 if dark else 1.4), (1, 0.55, 0.18), 0.75 if dark else 0.4)
+    breadth, lean = canvas.uniform(0.26, 0.34), canvas.uniform(-0.12, 0.12) * height
+    bark = parse_hex(canvas.choice(["#6b4630", "#7a5438", "#54382a"]))
+    canvas.glow(x, y - height * 0.3, height * (2.4 if dark else 1.4), (1, 0.55, 0.18), 0.8 if dark else 0.45)
+    with canvas.lit_layer(light=0.9, bounds=(x - height, y - height * 1.3, x + height, y + height * 0.2)):
+        for near, far in ((-0.46, 0.3), (0.46, -0.3), (-0.3, 0.42)):
+            log = paint(bark, stroke=height * 0.14)
+            canvas.line(x + near * height, y - height * 0.04, x + far * height, y - height * 0.18, log)
+            canvas.circle(x + near * height, y - height * 0.04, height * 0.055, paint("#d0a070"))
+        if canvas.chance(0.75):
+            for index in range(7):
+                offset = index / 6 * 2 - 1
+                stone = paint(shade(parse_hex("#8b8f98"), canvas.uniform(0.75, 1.15)))
+                stone_y = y + height * 0.08 * (1 - offset * offset)
+                canvas.oval(x + offset * height * 0.52, stone_y, height * 0.1, height * 0.07, stone)
+    base, bottom = y - height * 0.1, y - height * 0.02
     for scale, colour in ((1, "#f0562a"), (0.74, "#ff9a2e"), (0.46, "#ffe27a")):
-        _draw_flame(canvas, x, y - height * 0.1, y - height * 0.02, height * 0.3 * scale, height * 0.85 * scale, colour)
-    for _ in range(9):
+        half, tall = height * breadth * scale, height * 0.9 * scale
+        _draw_flame(canvas, x + lean * (1 - scale), base, bottom, half, tall, colour)
+    for side in (-1, 1):
+        flicker = height * canvas.uniform(0.4, 0.6)
+        _draw_flame(canvas, x + side * height * breadth * 0.62, base, bottom, height * 0.12, flicker, "#ff7a2c")
+    for _ in range(6):
         spark_x = x + canvas.uniform(-0.5, 0.5) * height
-        spark_y = y - height * canvas.uniform(0.7, 1.9)
-        canvas.circle(spark_x, spark_y, canvas.uniform(0.4, 0.9), paint("#ffb04a", canvas.uniform(0.5, 1)))
+        spark_y = y - height * canvas.uniform(0.8, 1.7)
+        canvas.circle(spark_x, spark_y, canvas.uniform(0.8, 1.4), paint("#ffb04a", canvas.uniform(0.6, 1)))
 
 
 def _draw_flame(canvas: Canvas, x: float, base: float, bottom: float, half: float, height: float, colour: str) -> None:
@@ -55,18 +63,18 @@ def draw_suspension_bridge(canvas: Canvas, y: float, colour: str = "red") -> Non
     """A bridge that spans the whole picture over water whose surface is about y."""
     steel = parse_hex(BRIDGE_COLOURS.get(colour, BRIDGE_COLOURS["red"]))
     with canvas.lit_layer(haze=0.08, light=0.95, side_light=SideLight(-40, 300, 0.5)):
-        left, right = canvas.uniform(52, 72), canvas.uniform(184, 204)
-        tower_height = canvas.uniform(58, 74)
+        left, right = canvas.uniform(44, 76), canvas.uniform(180, 212)
+        tower_height = canvas.uniform(56, 84)
         deck = y - canvas.uniform(14, 20)
         foot = y + canvas.uniform(8, 14)
         for tower_x in (left, right):
             canvas.rect(tower_x - 7, foot - 3, 14, 9, paint("#8a8680"))
             for side in (-1, 1):
                 leg_height = tower_height + (foot - deck)
-                canvas.rect(tower_x + side * 3.4 - 1.5, deck - tower_height, 3, leg_height, paint(steel))
+                canvas.rect(tower_x + side * 4 - 2, deck - tower_height, 4, leg_height, paint(steel))
             for share in (0.02, 0.3, 0.6, 0.9):
                 beam_y = deck - tower_height * (1 - share) - 1
-                canvas.rect(tower_x - 4.6, beam_y, 9.2, 2.6, paint(shade(steel, 0.85)))
+                canvas.rect(tower_x - 5.6, beam_y, 11.2, 3.2, paint(shade(steel, 0.85)))
         _draw_cables(canvas, left, right, deck, tower_height, steel)
         _draw_deck(canvas, deck, steel)
     if canvas.palette.time in ("dusk", "night"):
@@ -89,9 +97,9 @@ def _draw_cables(canvas: Canvas, left: float, right: float, deck: float, tower_h
         (right + (256 - right) * 0.45, deck - tower_height * 0.3, 266, anchor),
         closed=False,
     )
-    canvas.path(cable, paint(steel, stroke=1.6))
-    for index in range(64):
-        x = index * 4 + 1
+    canvas.path(cable, paint(steel, stroke=2.4))
+    for index in range(32):
+        x = index * 8 + 3
         if left < x < right:
             along = (x - left) / (right - left)
             cable_y = (1 - along) ** 2 * top + 2 * along * (1 - along) * sag + along * along * top
@@ -99,40 +107,35 @@ def _draw_cables(canvas: Canvas, left: float, right: float, deck: float, tower_h
             cable_y = anchor - (tower_height * 0.75) * max(0, x / left) ** 1.7
         else:
             cable_y = anchor - (tower_height * 0.75) * max(0, (256 - x) / (256 - right)) ** 1.7
-        canvas.line(x, min(cable_y, deck), x, deck, paint(steel, 0.75, stroke=0.55))
+        canvas.line(x, min(cable_y, deck), x, deck, paint(steel, 0.8, stroke=1.0))
 
 
 def _draw_deck(canvas: Canvas, deck: float, steel: Rgb) -> None:
-    canvas.rect(-5, deck, 266, 3.6, paint(shade(steel, 0.9)))
-    canvas.rect(-5, deck + 3.6, 266, 1.6, paint(shade(steel, 0.6)))
-    for index in range(33):
-        left, right = index * 8, index * 8 + 8
-        truss = paint(shade(steel, 0.7), stroke=0.7)
-        canvas.line(left, deck + 5, right, deck + 9, truss)
-        canvas.line(right, deck + 5, left, deck + 9, truss)
-    canvas.rect(-5, deck + 8.6, 266, 1.2, paint(shade(steel, 0.65)))
+    canvas.rect(-5, deck, 266, 4.4, paint(shade(steel, 0.9)))
+    canvas.rect(-5, deck + 4.4, 266, 2, paint(shade(steel, 0.6)))
 
 
 def draw_volcano(canvas: Canvas, x: float, y: float, height: float, haze: float = 0) -> None:
     """A cone with glowing lava streams and a leaning plume of smoke, its foot at y."""
-    half = height * 1.25
+    half = height * canvas.uniform(1.05, 1.4)
+    crater_half = height * canvas.uniform(0.11, 0.2)
     roughness = fractal_noise(canvas.rng, 40, 5)
     top = y - height
     with canvas.lit_layer(haze=haze, light=0.95):
         slope: list[Point] = [(x - half, y)]
         for index in range(1, 20):
             up = index / 20
-            slope_x = x - half * (1 - up) ** 1.0 * (1 - 0.25 * up * (1 - up)) - height * 0.12 * up
+            slope_x = x - half * (1 - up) ** 1.0 * (1 - 0.25 * up * (1 - up)) - crater_half * 0.92 * up
             slope.append((slope_x, y - height * up**1.45 + roughness[index] * height * 0.012))
         far_slope = [
             (2 * x - point_x + roughness[(index * 7) % 40] * 2, point_y)
             for index, (point_x, point_y) in enumerate(slope)
         ]
         crater = [
-            (x - height * 0.13, top),
-            (x - height * 0.05, top + height * 0.045),
-            (x + height * 0.06, top + height * 0.04),
-            (x + height * 0.13, top),
+            (x - crater_half, top),
+            (x - crater_half * 0.4, top + height * 0.05),
+            (x + crater_half * 0.45, top + height * 0.045),
+            (x + crater_half, top),
         ]
         cone = polygon([*slope, *crater, *reversed(far_slope)])
         rock = vertical_gradient(top, y, ["#5a4a52", "#6a5a5c", "#5f6a58"], [0, 0.45, 1])
@@ -173,6 +176,6 @@ def _draw_lava_stream(canvas: Canvas, x: float, top: float, height: float) -> No
         (x + lean * height * 0.55, top + height * canvas.uniform(0.5, 0.8)),
     ]
     stream = smooth_curve(points)
-    canvas.path(stream, paint("#ff6a2a", 0.5, stroke=height * 0.045, blur=3, blend=ADD_LIGHT))
-    canvas.path(stream, paint("#ff7a2e", stroke=height * 0.022))
-    canvas.path(stream, paint("#ffd86a", stroke=height * 0.009))
+    canvas.path(stream, paint("#ff6a2a", 0.5, stroke=height * 0.07, blur=3, blend=ADD_LIGHT))
+    canvas.path(stream, paint("#ff7a2e", stroke=height * 0.036))
+    canvas.path(stream, paint("#ffd86a", stroke=height * 0.014))

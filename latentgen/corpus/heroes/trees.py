@@ -8,7 +8,7 @@ from typing import Literal
 import skia
 
 from latentgen.corpus.canvas import Canvas, SideLight
-from latentgen.corpus.colour import Rgb, mix, parse_hex, shade
+from latentgen.corpus.colour import mix, parse_hex, shade
 from latentgen.corpus.paint import outline, paint, polygon, vertical_gradient
 
 TreeKind = Literal["pine", "palm", "cactus", "round", "autumn", "cherry", "birch"]
@@ -30,7 +30,7 @@ FOLIAGE_BLOBS = (
 
 def draw_tree(canvas: Canvas, x: float, y: float, height: float, kind: TreeKind, haze: float = 0) -> None:
     """A tree whose foot is at y; a pine carries snow where the scene does."""
-    reach = height * (0.75 if kind == "palm" else 0.42)
+    reach = height * (0.75 if kind == "palm" else 0.5)
     with canvas.lit_layer(
         haze=haze,
         light=0.92,
@@ -54,134 +54,143 @@ def draw_tree_silhouette(canvas: Canvas, x: float, y: float, height: float, haze
 
 
 def _draw_pine(canvas: Canvas, x: float, y: float, height: float) -> None:
-    needles = parse_hex(canvas.choice(["#2f6b4a", "#2a5f4a", "#3a7a4f", "#27594a"]))
-    canvas.rect(x - height * 0.025, y - height * 0.14, height * 0.05, height * 0.14, paint("#5a3d2a"))
-    tiers, teeth = 4, 5
+    needles = parse_hex(canvas.choice(["#2f6b4a", "#2a5f4a", "#3a7a4f", "#27594a", "#3f7f6a", "#4a7f3f"]))
+    tiers, spread = canvas.choice([3, 4, 4, 5]), canvas.uniform(0.21, 0.29)
+    canvas.rect(x - height * 0.03, y - height * 0.15, height * 0.06, height * 0.15, paint("#5a3d2a"))
+    step = 0.82 / (tiers + 0.35)
+    side, teeth = canvas.sun_side, 4
     for tier in range(tiers):
-        base_y = y - height * (0.1 + 0.2 * tier)
-        half = height * (0.25 - 0.047 * tier)
-        tier_height = height * 0.34 if tier < tiers - 1 else height * 0.3
+        base_y = y - height * (0.1 + step * tier)
+        half = height * spread * (1 - 0.74 * tier / tiers)
+        tier_height = height * step * (1.75 if tier < tiers - 1 else 1.35)
         peak_y = base_y - tier_height
         edge = [
-            (x + half - 2 * half * tooth / teeth, base_y + (height * 0.022 if tooth % 2 else 0.0))
+            (x + half - 2 * half * tooth / teeth, base_y + (height * 0.025 if tooth % 2 else 0.0))
             for tooth in range(teeth + 1)
         ]
-        branches = vertical_gradient(peak_y, base_y, [shade(needles, 1.2), shade(needles, 0.78)])
+        branches = vertical_gradient(peak_y, base_y, [shade(needles, 1.25), shade(needles, 0.74)])
         canvas.path(polygon([(x, peak_y), *edge]), paint(shader=branches))
-        side = canvas.sun_side
         dark_side = [(x, peak_y), (x - side * half, base_y), (x - side * half * 0.12, base_y + height * 0.01)]
         canvas.path(polygon(dark_side), paint(shade(needles, 0.6), 0.55))
         if canvas.snow_covered:
-            low, middle = base_y - tier_height * 0.42, base_y - tier_height * 0.5
+            low, middle = base_y - tier_height * 0.3, base_y - tier_height * 0.42
             snow = [
                 (x, peak_y),
-                (x + half * 0.55, low),
-                (x + half * 0.2, middle),
-                (x, base_y - tier_height * 0.38),
-                (x - half * 0.2, middle),
-                (x - half * 0.55, low),
+                (x + half * 0.68, low),
+                (x + half * 0.25, middle),
+                (x, base_y - tier_height * 0.26),
+                (x - half * 0.25, middle),
+                (x - half * 0.68, low),
             ]
             canvas.path(polygon(snow), paint(SNOW, 0.95))
 
 
 def _draw_palm(canvas: Canvas, x: float, y: float, height: float) -> None:
-    lean = canvas.uniform(-0.35, 0.35)
-    top_x, top_y = x + lean * height * 0.6, y - height * 0.8
+    """A leaning ringed trunk under a crown of drooping fronds."""
+    lean = canvas.uniform(-0.32, 0.32)
+    top_x, top_y = x + lean * height * 0.6, y - height * canvas.uniform(0.72, 0.8)
+    bend_x, bend_y = x + lean * height * 0.1, y - height * 0.5
+    bark = parse_hex(canvas.choice(["#8f6a45", "#a07a50", "#7a5a40"]))
     trunk = outline(
-        (x - height * 0.03, y),
-        (x + lean * height * 0.1, y - height * 0.5, top_x - height * 0.012, top_y),
-        (top_x + height * 0.014, top_y),
-        (x + lean * height * 0.1 + height * 0.05, y - height * 0.5, x + height * 0.035, y),
+        (x - height * 0.038, y),
+        (bend_x, bend_y, top_x - height * 0.016, top_y),
+        (top_x + height * 0.018, top_y),
+        (bend_x + height * 0.055, bend_y, x + height * 0.042, y),
     )
-    canvas.path(trunk, paint("#8f6a45"))
-    for ring in range(9):
-        ring_y = y - height * 0.08 * ring
-        ring_x = x + lean * height * 0.6 * (ring * 0.08 / 0.8) ** 1.7
-        bark = paint("#6a4a30", 0.6, stroke=0.6)
-        canvas.line(ring_x - height * 0.02, ring_y, ring_x + height * 0.025, ring_y - height * 0.01, bark)
-    for index in range(9):
-        angle = -3.5 + index * 0.48 + canvas.uniform(-0.1, 0.1)
-        length = height * canvas.uniform(0.32, 0.42)
+    canvas.path(trunk, paint(bark))
+    with canvas.clipped(trunk):
+        for ring in range(1, 7):
+            ring_y = y - (y - top_y) * ring / 7
+            mark = paint(shade(bark, 0.7), 0.7, stroke=height * 0.012)
+            canvas.line(x - height * 0.3, ring_y, x + height * 0.3, ring_y - height * 0.02, mark)
+    green = parse_hex(canvas.choice(["#3f9a4f", "#4aa84a", "#2f8a58", "#6aa83f"]))
+    fronds = canvas.integer(7, 9)
+    for index in range(fronds):
+        angle = -3.5 + index * 3.86 / (fronds - 1) + canvas.uniform(-0.1, 0.1)
+        length = height * canvas.uniform(0.33, 0.42)
         tip_x = top_x + math.cos(angle) * length
-        tip_y = top_y + math.sin(angle) * length * 0.55 + height * 0.1
-        bend_x = top_x + math.cos(angle) * length * 0.55
-        bend_y = top_y + math.sin(angle) * length * 0.65 - height * 0.07
+        tip_y = top_y + math.sin(angle) * length * 0.55 + height * 0.11
+        over_x = top_x + math.cos(angle) * length * 0.55
+        over_y = top_y + math.sin(angle) * length * 0.65 - height * 0.07
         frond = outline(
-            (top_x, top_y),
-            (bend_x, bend_y - height * 0.02, tip_x, tip_y),
-            (bend_x, bend_y + height * 0.07, top_x, top_y + height * 0.015),
+            (top_x, top_y - height * 0.01),
+            (over_x, over_y - height * 0.035, tip_x, tip_y),
+            (over_x, over_y + height * 0.085, top_x, top_y + height * 0.02),
         )
-        canvas.path(frond, paint(shade(parse_hex("#3f9a4f"), canvas.uniform(0.75, 1.15))))
-    for side in (-1, 0, 1):
-        canvas.circle(top_x + side * height * 0.025, top_y + height * 0.025, height * 0.022, paint("#7a4a2c"))
+        canvas.path(frond, paint(shade(green, canvas.uniform(0.72, 1.2))))
+    if canvas.chance(0.6):
+        for side in (-1, 0, 1):
+            canvas.circle(top_x + side * height * 0.03, top_y + height * 0.03, height * 0.026, paint("#6a3f26"))
 
 
 def _draw_cactus(canvas: Canvas, x: float, y: float, height: float) -> None:
-    green = parse_hex("#4f9a5a")
-    width = height * 0.17
-    for stem_x, foot, stem_height, stem_width in (
-        (x, y, height, width),
-        (x - height * 0.24, y - height * 0.34, height * 0.32, width * 0.72),
-        (x + height * 0.22, y - height * 0.46, height * 0.34, width * 0.72),
-    ):
-        half = stem_width / 2
-        canvas.round_rect(stem_x - half, foot - stem_height, stem_width, stem_height, half, paint(green))
-    elbow, corner = width * 0.66, width * 0.33
-    canvas.round_rect(x - height * 0.3, y - height * 0.42, height * 0.3, elbow, corner, paint(green))
-    canvas.round_rect(x, y - height * 0.54, height * 0.28, elbow, corner, paint(green))
-    for offset in (-0.25, 0.05, 0.3):
+    """A saguaro with one to three arms, at times in blossom."""
+    green = parse_hex(canvas.choice(["#4f9a5a", "#3f8a58", "#6aa04f", "#4a8f70"]))
+    width = height * canvas.uniform(0.15, 0.2)
+    first = canvas.choice([-1, 1])
+    arms = [(first, 0.34, 0.3), (-first, 0.48, 0.3), (first, 0.62, 0.2)][: canvas.choice([1, 2, 2, 2, 3])]
+    for side, joint, rise in arms:
+        arm, thick = side * height * canvas.uniform(0.22, 0.28), width * 0.7
+        foot = y - height * joint
+        left, right = sorted((x, x + arm + side * thick / 2))
+        canvas.round_rect(left, foot - thick, right - left, thick, thick * 0.45, paint(green))
+        top = foot - height * (rise + canvas.uniform(0, 0.08))
+        canvas.round_rect(x + arm - thick / 2, top, thick, foot - top, thick / 2, paint(green))
+    canvas.round_rect(x - width / 2, y - height, width, height, width / 2, paint(green))
+    for offset in (-0.22, 0.12):
         rib_x = x + offset * width
-        canvas.line(rib_x, y - height * 0.93, rib_x, y, paint(shade(green, 0.75), 0.7, stroke=0.6))
+        canvas.line(rib_x, y - height * 0.92, rib_x, y, paint(shade(green, 0.72), 0.8, stroke=width * 0.1))
+    if canvas.chance(0.4):
+        canvas.circle(x, y - height, width * 0.28, paint("#f06a9a"))
 
 
-def _foliage_colour(canvas: Canvas, kind: TreeKind) -> Rgb:
-    choices = {
-        "round": canvas.choice(["#5fa04a", "#4f9448", "#7ab04f"]),
-        "autumn": canvas.choice(["#e08a2f", "#d8602f", "#eab23f"]),
-        "cherry": canvas.choice(["#f7a8c4", "#f4b9d0", "#ef94b4"]),
-        "birch": "#9fc24f",
-    }
-    return parse_hex(choices[kind])
+FOLIAGE: dict[str, tuple[str, ...]] = {
+    "round": ("#5fa04a", "#4f9448", "#7ab04f", "#3f8a4a", "#8aae3f"),
+    "autumn": ("#e08a2f", "#d8602f", "#eab23f", "#c84a2a", "#e0762a"),
+    "cherry": ("#f7a8c4", "#f4b9d0", "#ef94b4", "#fbc6d8"),
+    "birch": ("#9fc24f", "#b4cc5a"),
+}
 
 
 def _draw_broadleaf(canvas: Canvas, x: float, y: float, height: float, kind: TreeKind) -> None:
-    leaves = _foliage_colour(canvas, kind)
-    bark = "#e8e4da" if kind == "birch" else "#6b4a34"
+    leaves = parse_hex(canvas.choice(FOLIAGE[kind]))
+    bark = "#e8e4da" if kind == "birch" else canvas.choice(["#6b4a34", "#5a4030", "#7a5a40"])
+    breadth = canvas.uniform(0.9, 1.25) * (0.7 if kind == "birch" else 1)
     canvas.path(_trunk_path(x, y, height), paint(bark))
     if kind == "birch":
-        for _ in range(7):
+        for _ in range(5):
             mark_y = y - canvas.uniform(0.03, 0.5) * height
             mark_end = x + canvas.uniform(-0.01, 0.015) * height
-            canvas.line(x - height * 0.02, mark_y, mark_end, mark_y, paint("#3a3a3a", 0.8, stroke=0.7))
+            canvas.line(x - height * 0.02, mark_y, mark_end, mark_y, paint("#3a3a3a", 0.8, stroke=height * 0.012))
     for side in (-1, 1):
-        limb = paint(bark, stroke=height * 0.022)
-        canvas.line(x, y - height * 0.38, x + side * height * 0.13, y - height * 0.56, limb)
-    shape: list[tuple[float, float, float]] = list(FOLIAGE_BLOBS)
-    if kind == "birch":
-        shape = [(dx * 0.7, dy * 1.05, radius * 0.85) for dx, dy, radius in shape]
+        limb = paint(bark, stroke=height * 0.028)
+        canvas.line(x, y - height * 0.36, x + side * height * 0.15, y - height * 0.56, limb)
     blobs = [
         (
-            x + dx * height + canvas.uniform(-0.02, 0.02) * height,
-            y + dy * height + canvas.uniform(-0.02, 0.02) * height,
-            radius * height,
+            x + (dx * breadth + canvas.uniform(-0.035, 0.035)) * height,
+            y + (dy + canvas.uniform(-0.035, 0.035)) * height,
+            radius * canvas.uniform(0.88, 1.12) * height * (0.85 if kind == "birch" else 1),
         )
-        for dx, dy, radius in shape
+        for dx, dy, radius in FOLIAGE_BLOBS
     ]
-    for blob_x, blob_y, radius in blobs:
-        canvas.circle(blob_x, blob_y + radius * 0.12, radius, paint(shade(leaves, 0.72)))
     side = canvas.sun_side
+    for blob_x, blob_y, radius in blobs:
+        canvas.circle(blob_x, blob_y + radius * 0.12, radius, paint(shade(leaves, 0.7)))
     for blob_x, blob_y, radius in blobs:
         canvas.circle(blob_x + side * radius * 0.1, blob_y - radius * 0.06, radius * 0.88, paint(leaves))
     for blob_x, blob_y, radius in blobs:
-        sunlit = paint(mix(leaves, (1, 1, 0.8), 0.28), 0.75, blur=radius * 0.12)
+        sunlit = paint(mix(leaves, (1, 1, 0.8), 0.3), 0.75, blur=radius * 0.12)
         canvas.circle(blob_x + side * radius * 0.26, blob_y - radius * 0.26, radius * 0.52, sunlit)
+    if canvas.snow_covered:
+        for blob_x, blob_y, radius in blobs[3:6]:
+            canvas.oval(blob_x, blob_y - radius * 0.62, radius * 0.75, radius * 0.34, paint(SNOW, 0.95))
 
 
 def _trunk_path(x: float, y: float, height: float) -> skia.Path:
     fork_y = y - height * 0.55
     return outline(
-        (x - height * 0.055, y),
-        (x - height * 0.025, y - height * 0.25, x - height * 0.02, fork_y),
-        (x + height * 0.02, fork_y),
-        (x + height * 0.025, y - height * 0.25, x + height * 0.055, y),
+        (x - height * 0.065, y),
+        (x - height * 0.03, y - height * 0.25, x - height * 0.026, fork_y),
+        (x + height * 0.026, fork_y),
+        (x + height * 0.03, y - height * 0.25, x + height * 0.065, y),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from latentgen.corpus.canvas import Canvas
+from latentgen.corpus.clouds import draw_clouds
 from latentgen.corpus.scene import Setting
 from latentgen.corpus.settings.city import draw_city
 from latentgen.corpus.settings.countryside import draw_farm, draw_garden, draw_river
@@ -14,7 +15,7 @@ from latentgen.corpus.settings.otherworlds import draw_space, draw_underwater
 from latentgen.corpus.settings.shores import draw_beach, draw_cliff_sea, draw_island, draw_sea
 from latentgen.corpus.settings.stage import Stage
 from latentgen.corpus.settings.wilderness import draw_desert, draw_forest
-from latentgen.corpus.sky import draw_birds, draw_clouds, draw_sky
+from latentgen.corpus.sky import draw_birds, draw_sky
 from latentgen.corpus.weather import draw_lightning
 
 HORIZON_RANGES: dict[Setting, tuple[float, float]] = {

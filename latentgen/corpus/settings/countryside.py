@@ -20,7 +20,7 @@ def draw_garden(canvas: Canvas, horizon: float) -> Stage:
     draw_road(canvas, ground)
     draw_grass(canvas, ground, 258, green, 120, ["#ffd0e2", "#ffffff", "#f7a0c0"])
     for side in (-1, 1):
-        for _ in range(canvas.integer(1, 2)):
+        for _ in range(0 if canvas.scene.shows("cherry") else canvas.integer(1, 2)):
             x, y = 128 + side * canvas.uniform(84, 122), ground(128) + canvas.uniform(12, 34)
             draw_tree(canvas, x, y, canvas.uniform(88, 128), "cherry")
     for _ in range(46):
@@ -72,9 +72,12 @@ def draw_river(canvas: Canvas, horizon: float) -> Stage:
         blade = paint(canvas.lit(colour, canvas.uniform(0.5, 1)), 0.7, stroke=0.8)
         canvas.line(x, y, tip_x, y - 1.4 * size, blade)
     left_place, right_place = left[14][0] - 34, right[14][0] + 34
-    on_left = canvas.choice([-1, 1]) < 0
+    side = canvas.scene.side
+    on_left = canvas.choice([-1, 1]) < 0 if side is None else side == "left"
     place = left_place if on_left else right_place
-    if not 30 < place < 226:
+    if side is not None:
+        place = min(place, 92) if on_left else max(place, 164)
+    elif not 30 < place < 226:
         place = right_place if on_left else left_place
     foot = left[14][1]
     return Stage("land", horizon, (foot, foot + 6), flat_at(horizon + 36), preferred_x=min(218, max(38, place)))
@@ -92,7 +95,8 @@ def _draw_wooded_hills(canvas: Canvas, horizon: float, *, blossoming: bool = Fal
             x, foot = canvas.uniform(-5, 261), ground(canvas.uniform(0, 256)) + 2
             height = canvas.uniform(10, 17)
             kind: TreeKind = "cherry" if blossoming and canvas.chance(0.7) else canvas.choice(("round", "pine"))
-            draw_tree(canvas, x, foot, height, kind, 0.45 * (1 - nearness))
+            if not canvas.scene.shows(kind):
+                draw_tree(canvas, x, foot, height, kind, 0.45 * (1 - nearness))
     return green
 
 

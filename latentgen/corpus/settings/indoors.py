@@ -7,6 +7,7 @@ from dataclasses import replace
 import skia
 
 from latentgen.corpus.canvas import EXTENT, Canvas
+from latentgen.corpus.clouds import draw_clouds
 from latentgen.corpus.colour import mix, parse_hex, shade
 from latentgen.corpus.paint import (
     ADD_LIGHT,
@@ -17,7 +18,7 @@ from latentgen.corpus.paint import (
     vertical_gradient,
 )
 from latentgen.corpus.settings.stage import Stage, flat_at
-from latentgen.corpus.sky import draw_clouds, draw_sky
+from latentgen.corpus.sky import draw_sky
 from latentgen.corpus.terrain import ridge_line
 
 BACKDROPS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from latentgen.corpus.canvas import Canvas
 from latentgen.corpus.colour import parse_hex, shade
 from latentgen.corpus.heroes.houses import draw_house
-from latentgen.corpus.heroes.trees import draw_tree
+from latentgen.corpus.heroes.trees import TreeKind, draw_tree
 from latentgen.corpus.paint import paint
 from latentgen.corpus.settings.shores import draw_alps, draw_lake
 from latentgen.corpus.settings.stage import Stage
@@ -76,12 +76,12 @@ def _draw_far_hills(canvas: Canvas, horizon: float, grass: str, layers: int) -> 
             x = canvas.uniform(-5, 261)
             height = canvas.uniform(9, 17) * (1 + 0.5 * nearness)
             foot = ground(x) + 1.5
-            if setting in ("snow", "mountains"):
-                draw_tree(canvas, x, foot, height * 1.3, "pine", 0.5 * distance)
-            elif setting == "autumn":
-                draw_tree(canvas, x, foot, height, "autumn", 0.45 * distance)
+            if setting in ("snow", "mountains") or canvas.snow_covered:
+                kind: TreeKind = "pine"
             else:
-                draw_tree(canvas, x, foot, height, canvas.choice(("round", "round", "pine")), 0.5 * distance)
+                kind = "autumn" if setting == "autumn" else canvas.choice(("round", "round", "pine"))
+            if not canvas.scene.shows(kind):
+                draw_tree(canvas, x, foot, height * (1.3 if kind == "pine" else 1), kind, 0.5 * distance)
         if setting == "village" and layer > 0:
             for _ in range(canvas.integer(2, 4)):
                 x = canvas.uniform(10, 246)
@@ -91,11 +91,12 @@ def _draw_far_hills(canvas: Canvas, horizon: float, grass: str, layers: int) -> 
 
 
 def _draw_green_field(canvas: Canvas, ground: Ground, grass: str) -> None:
-    autumn = canvas.scene.setting == "autumn"
+    setting = canvas.scene.setting
+    autumn = setting == "autumn"
     if canvas.chance(0.35):
         draw_road(canvas, ground)
     flowers = None
-    if canvas.palette.time != "night" and not autumn and canvas.chance(0.75):
+    if canvas.palette.time != "night" and not autumn and (setting == "meadow" or canvas.chance(0.6)):
         flowers = canvas.choice(FLOWER_BEDS)
     draw_grass(canvas, ground, 258, grass, 110 if autumn else 190, flowers)
     if not autumn:
@@ -105,6 +106,8 @@ def _draw_green_field(canvas: Canvas, ground: Ground, grass: str) -> None:
         y = ground(x) + 3 + closeness * (250 - ground(x))
         leaf = canvas.lit(canvas.choice(["#e0702f", "#d8402f", "#f0b23f", "#a8552f"]), 0.9)
         canvas.oval(x, y, 1 + 1.6 * closeness, 0.7 + 0.9 * closeness, paint(leaf, 0.9))
+    if canvas.scene.shows("autumn"):
+        return
     side = canvas.choice([-1, 1])
     x = 128 + side * canvas.uniform(95, 120)
     draw_tree(canvas, x, ground(x) + 30, canvas.uniform(110, 150), "autumn")
@@ -116,6 +119,8 @@ def _draw_snow_field(canvas: Canvas, ground: Ground) -> None:
         y = ground(x) + 4 + canvas.uniform(0, 1) ** 0.8 * 60
         radius_x, radius_y = canvas.uniform(4, 16), canvas.uniform(0.5, 1.4)
         canvas.oval(x, y, radius_x, radius_y, paint(canvas.lit("#ffffff", 1), 0.45))
+    if canvas.scene.shows("pine") or not canvas.scene.is_single:
+        return
     for side in (-1, 1):
         for _ in range(canvas.integer(0, 2)):
             x = 128 + side * canvas.uniform(82, 126)

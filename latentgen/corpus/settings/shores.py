@@ -29,7 +29,6 @@ def draw_far_shore(canvas: Canvas, horizon: float) -> None:
 
 def draw_alps(canvas: Canvas, horizon: float) -> None:
     """High mountains behind a lake or an alpine meadow."""
-    canvas.discard_uniforms(1)
     height = canvas.uniform(70, 100)
     draw_mountains(canvas, horizon, height, 3, canvas.choice(["#5f7287", "#6a6f86", "#56788a"]))
 
@@ -42,7 +41,7 @@ def draw_sea(canvas: Canvas, horizon: float) -> Stage:
 
 def draw_lake(canvas: Canvas, horizon: float) -> Stage:
     """A still lake that mirrors mountains and a line of trees, seen from a grassy bank."""
-    for _ in range(34):
+    for _ in range(0 if canvas.scene.shows("pine") else 34):
         x = canvas.uniform(-5, 261)
         draw_tree_silhouette(canvas, x, horizon + 1, canvas.uniform(7, 16), 0.35)
     draw_water(canvas, horizon, mirror=0.75, calm=0.85)
@@ -50,7 +49,8 @@ def draw_lake(canvas: Canvas, horizon: float) -> Stage:
     ground = draw_hill(canvas, bank_y, 6, "#eef4fb" if canvas.snow_covered else "#6f9a4a")
     flowers = ["#ffffff", "#ffd84a", "#c58af0"] if canvas.palette.time != "night" else None
     draw_grass(canvas, ground, 258, "#6f9a4a", 120, flowers)
-    return Stage("land", horizon, (bank_y + 6, 244), ground)
+    waters = (horizon + 18, bank_y - 34)
+    return Stage("land", horizon, (bank_y + 6, 244), ground, waters=waters)
 
 
 def draw_island(canvas: Canvas, horizon: float) -> Stage:
@@ -94,10 +94,10 @@ def draw_island(canvas: Canvas, horizon: float) -> Stage:
         x, foot = centre + canvas.uniform(-0.55, 0.45) * half, y - canvas.uniform(1, 10)
         tip_x, tip_y = x + canvas.uniform(-2, 2), foot - canvas.uniform(2, 4)
         canvas.line(x, foot, tip_x, tip_y, paint(canvas.lit("#8fc860", canvas.uniform(0.5, 1)), 0.8, stroke=0.6))
-    for _ in range(canvas.integer(1, 3)):
-        x = centre + canvas.choice([-1, 1]) * canvas.uniform(0.38, 0.62) * half
-        foot = y - 3 + canvas.uniform(0, 4)
-        draw_tree(canvas, x, foot, canvas.uniform(62, 92), "palm")
+    for _ in range(0 if canvas.scene.shows("palm") else canvas.integer(1, 3)):
+        x = centre + canvas.choice([-1, 1]) * canvas.uniform(0.52, 0.76) * half
+        foot = y - 1 + canvas.uniform(0, 4)
+        draw_tree(canvas, x, foot, canvas.uniform(44, 66), "palm")
     return Stage("land", horizon, (y + 1, y + 5), flat_at(y - 8))
 
 
@@ -124,27 +124,39 @@ def draw_beach(canvas: Canvas, horizon: float) -> Stage:
         radius_x, radius_y = canvas.uniform(0.4, 1.6), canvas.uniform(0.3, 0.7)
         grain = canvas.lit(canvas.choice(["#fff3d6", "#b98f58", "#f7e6c4"]), 0.8)
         canvas.oval(x, y, radius_x, radius_y, paint(grain, 0.6))
-    if canvas.chance(0.5):
-        side = canvas.choice([-1, 1])
+    if canvas.chance(0.5) and not canvas.scene.shows("palm") and canvas.scene.is_single:
+        side = canvas.choice([-1, 1]) if canvas.scene.side is None else {"left": 1, "right": -1}[canvas.scene.side]
         for _ in range(canvas.integer(1, 2)):
             x = 128 + side * canvas.uniform(88, 118)
             foot = shore(x) + canvas.uniform(10, 30)
             draw_tree(canvas, x, foot, canvas.uniform(85, 120), "palm")
-    return Stage("land", horizon, (shore_y + 24, 244), shore)
+    return Stage("land", horizon, (shore_y + 24, 244), shore, waters=(horizon + 20, shore_y - 18))
 
 
 def draw_cliff_sea(canvas: Canvas, horizon: float) -> Stage:
     """The sea a cliff will stand over; `draw_cliff` draws the cliff itself once its height is known."""
     draw_far_shore(canvas, horizon)
     draw_water(canvas, horizon)
-    inland = -1 if canvas.sun_x > 128 else 1
-    x = 128 + inland * canvas.uniform(30, 44)
-    return Stage("cliff", horizon, (horizon + 34, horizon + 40), flat_at(horizon), preferred_x=x, inland=inland)
+    inland = _land_side(canvas)
+    centred = canvas.scene.is_single and canvas.scene.side is None
+    x = 128 + inland * (canvas.uniform(0, 16) if centred else canvas.uniform(42, 56))
+    feet, waters = (horizon + 34, horizon + 40), (horizon + 36, horizon + 58)
+    return Stage("cliff", horizon, feet, flat_at(horizon), preferred_x=x, waters=waters, inland=inland)
 
 
-def draw_cliff(canvas: Canvas, x: float, inland: int, top: float) -> None:
-    """A rock face with a grassy top at height `top` under x; the sea is on the other side of `inland`."""
-    edge_x = x - inland * canvas.uniform(34, 44)
+def _land_side(canvas: Canvas) -> int:
+    """Where the cliff is, -1 left or 1 right: under the subject that stands, else away from the sun."""
+    scene = canvas.scene
+    if scene.side is not None:
+        return -1 if scene.side == "left" else 1
+    if len(scene.subjects) == 2 and not scene.behind:
+        return -1 if scene.subjects[0].noun.category not in ("water", "air") else 1
+    return -1 if canvas.sun_x > 128 else 1
+
+
+def draw_cliff(canvas: Canvas, x: float, inland: int, top: float, foothold: float) -> None:
+    """A rock face with a grassy top at height `top`, its edge `foothold` away from x; the sea is not on `inland`."""
+    edge_x = x - inland * (foothold + canvas.uniform(2, 8))
     rough = fractal_noise(canvas.rng, 80, 5, 0.6)
 
     def at(distance: float) -> float:
@@ -194,7 +206,6 @@ def _draw_buttresses(canvas: Canvas, at: Callable[[float], float], top: float, *
     distance = -34.0
     while distance < 180:
         width, head_y = canvas.uniform(9, 24), top + canvas.uniform(2, 10)
-        canvas.discard_uniforms(1)
         facet = [
             (at(distance), head_y + canvas.uniform(0, 6)),
             (at(distance + width * 0.55), head_y + canvas.uniform(-2, 3)),

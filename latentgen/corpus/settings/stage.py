@@ -22,6 +22,8 @@ class Stage:
     """Surface below which a foot must be; flat where there is none."""
     preferred_x: float | None = None
     """The one good place for a single subject, if there is one."""
+    waters: tuple[float, float] | None = None
+    """Between these heights a boat has its waterline, on land by the water; None where there is none."""
     sea_floor: float = 220.0
     """Where things that do not swim stand, in a backdrop where others float."""
     inland: int = 1

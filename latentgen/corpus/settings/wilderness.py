@@ -24,7 +24,7 @@ def draw_desert(canvas: Canvas, horizon: float) -> Stage:
     ground = flat_at(horizon)
     for row in range(4):
         ground = _draw_dune_row(canvas, horizon, sand, row / 4)
-    for _ in range(canvas.integer(0, 3)):
+    for _ in range(canvas.integer(0, 3) if canvas.scene.is_single and not canvas.scene.shows("cactus") else 0):
         x = 128 + canvas.choice([-1, 1]) * canvas.uniform(62, 118)
         foot = ground(x) + canvas.uniform(6, 30)
         draw_tree(canvas, x, foot, canvas.uniform(22, 48), "cactus")
@@ -78,9 +78,8 @@ def draw_forest(canvas: Canvas, _horizon: float) -> Stage:
     for row in range(4):
         nearness = row / 4
         haze = 0.72 * (1 - nearness) ** 1.1
-        canvas.discard_uniforms(9 - row)
         trees = 11 - 2 * row
-        for index in range(trees):
+        for index in range(trees if row < 3 or not canvas.scene.shows("pine") else 0):
             x = (index + canvas.uniform(0, 1)) * EXTENT / trees
             if row == 3 and 70 < x < 186:
                 continue  # The clearing
