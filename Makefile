@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types bench install install-dev clean
+.PHONY: help demo test check lint format types bench bench-faults bench-training install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,12 @@ check: lint types test  ## all that CI runs
 
 bench: $(VENV)/.installed-dev  ## time the demo command and its parts
 	$(BIN)/python benchmarks/generate.py
+
+bench-faults: $(VENV)/.installed-dev  ## what a training run survives: kills, full disks, dead processes (half an hour)
+	$(BIN)/python benchmarks/faults.py
+
+bench-training: $(VENV)/.installed-dev  ## time a training step against diffusers' network
+	$(BIN)/python benchmarks/training.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .hypothesis

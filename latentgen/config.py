@@ -124,6 +124,27 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageTowerConfig:
+    """CLIP's vision transformer: what a text tower learns against, and what a perceptual loss looks through."""
+
+    side_px: int = 128
+    patch_px: int = 16
+    width: int = 192
+    layers: int = 4
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+    hidden_act: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        if self.width % self.head_width:
+            raise ConfigError(f"image tower config: width {self.width} does not split over heads of {self.head_width}")
+        if self.side_px % self.patch_px:
+            raise ConfigError(
+                f"image tower config: pictures of {self.side_px} px do not split into patches of {self.patch_px}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class DiffusionConfig:
     """The forward process and what the network predicts (diffusers' `scheduler_config.json`)."""
 
@@ -214,7 +235,7 @@ class TrainConfig:
     max_steps: int | None = None
     max_minutes: float | None = None
     """Wall-clock limit of this start; the run saves and ends cleanly at it."""
-    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 100
     muon_lr: float | None = None
     """Peak learning rate of Muon on matrices and kernels; None: AdamW for all."""
@@ -223,22 +244,26 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema_decay: float | None = 0.999
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    """torch.compile the network: slower to start, faster on a GPU."""
     save_every_steps: int = 1000
     keep: int = 2
     """Checkpoints kept; older ones are removed after a newer one is published."""
     sample_every_steps: int = 0
     """0: no pictures while training."""
+    validate_every_steps: int = 0
+    """0: figures on the fixed samples only at the end."""
     log_every_steps: int = 50
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_minutes is None:
             raise ConfigError("a run needs an end: give --max-steps or --max-minutes")
-        if self.lr_scheduler == "cosine" and self.max_steps is None:
-            raise ConfigError("--lr-scheduler cosine decays over --max-steps: give --max-steps")
+        if self.lr_scheduler != "constant" and self.max_steps is None:
+            raise ConfigError(f"--lr-scheduler {self.lr_scheduler} decays over --max-steps: give --max-steps")
         for name in ("batch_size", "grad_accum", "save_every_steps", "keep", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        for name in ("lr", "muon_lr"):
+        for name in ("lr", "muon_lr", "max_grad_norm"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} {rate} must be positive")
@@ -250,10 +275,10 @@ class TrainConfig:
             raise ConfigError(f"--ema-decay {self.ema_decay} must lie in (0, 1)", hint="--no-ema keeps no average")
 
     def lr_factor(self, step: int) -> float:
-        """Share of the peak rate at optimizer step `step` (0 for the first): warm-up, then flat or cosine to 0."""
+        """Share of the peak rate at optimizer step `step` (0 for the first): warm-up, then flat, or falling to 0."""
         ramp = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.lr_scheduler == "cosine":
-            assert self.max_steps is not None, "checked at birth"
-            done = min(1.0, max(0.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)))
-            return ramp * 0.5 * (1 + math.cos(math.pi * done))
-        return ramp
+        if self.lr_scheduler == "constant":
+            return ramp
+        assert self.max_steps is not None, "checked at birth"
+        done = min(1.0, max(0.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)))
+        return ramp * (1 - done if self.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * done)))

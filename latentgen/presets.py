@@ -112,5 +112,5 @@ EMBEDDED = ModelConfig(
 """Our own small model: f16 latents of 16 channels, so a 256 px picture is a 16x16 grid for the U-Net.
 
 Source: `weights/README.md`. `scaling_factor` is 1 because the latents' mean and spread, which differ from channel to
-channel, are folded into `quant_conv` and `post_quant_conv` after training (`training/vae.py`).
+channel, are folded into `quant_conv` and `post_quant_conv` after training (`training/latent_statistics.py`).
 """

@@ -16,10 +16,21 @@ T = TypeVar("T")
 class ConfigFile:
     """The keys of one file. All methods raise ModelLoadError naming file, key and value; a null is an absent key."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: Mapping[str, Any] | None = None) -> None:
+        """content: what the keys are, if not the whole file."""
         self.path = path
-        self._content = read_json(path)
+        self._content = read_json(path) if content is None else content
         self._seen: set[str] = set()
+
+    def section(self, *keys: str) -> ConfigFile:
+        """The objects under these keys as one; a later one has its way, an absent one is empty."""
+        merged: dict[str, Any] = {}
+        for key in keys:
+            value = self.get(key, {})
+            if not isinstance(value, dict):
+                raise self.wrong(key, "an object is needed")
+            merged |= value
+        return ConfigFile(self.path, merged)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, unchecked."""

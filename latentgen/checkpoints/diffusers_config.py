@@ -135,16 +135,23 @@ def write_vae(config: VAEConfig) -> dict[str, Any]:
 
 
 def read_text_encoder(path: Path) -> TextEncoderConfig:
-    """`text_encoder/config.json`. Raises ModelLoadError for anything but a CLIP text transformer."""
+    """`text_encoder/config.json`, or the text half of a whole CLIP's (`openai/clip-vit-large-patch14`).
+
+    Raises ModelLoadError for anything but a CLIP text transformer.
+    """
     file = ConfigFile(path)
-    file.choice("model_type", ("clip_text_model",), "clip_text_model")
+    if file.choice("model_type", ("clip_text_model", "clip"), "clip_text_model") == "clip":
+        file = file.section("text_config", "text_config_dict")  # transformers, too, lets the second have its way
+        file.choice("model_type", ("clip_text_model",), "clip_text_model")
     vocab_size = file.integer("vocab_size", 49408)
     bos = file.integer("bos_token_id", vocab_size - 2, minimum=0)
     eos = file.integer("eos_token_id", vocab_size - 1, minimum=0)
     pad = file.integer("pad_token_id", eos, minimum=0)
     if (bos, eos) == (0, 2):
         # Files older than transformers 4.30 state ids that CLIP's vocabulary never had; the specials are its last two.
-        bos, eos, pad = vocab_size - 2, vocab_size - 1, _pad_token_id(path.parent.parent / "tokenizer", vocab_size - 1)
+        beside = path.parent.parent / "tokenizer"
+        pad = _pad_token_id(beside if beside.is_dir() else path.parent, vocab_size - 1)
+        bos, eos = vocab_size - 2, vocab_size - 1
     config = file.build(
         TextEncoderConfig,
         vocab_size=vocab_size,
@@ -224,6 +231,20 @@ def read_defaults(path: Path, size_px: int) -> GenerationDefaults:
         raise ModelLoadError(
             f"{path}: the model is a {shown(name)}", hint="only Stable Diffusion 1.x and 2.x can be used"
         )
+    return _drawing_defaults(file, size_px)
+
+
+def read_run_defaults(path: Path, size_px: int) -> GenerationDefaults:
+    """The same out of a training run's `defaults.json`."""
+    return _drawing_defaults(ConfigFile(path), size_px)
+
+
+def write_run_defaults(defaults: GenerationDefaults) -> dict[str, Any]:
+    """`defaults.json`, for the model that a run's U-Net will be exported into."""
+    return {"_latentgen": asdict(defaults)}
+
+
+def _drawing_defaults(file: ConfigFile, size_px: int) -> GenerationDefaults:
     content = file.get("_latentgen", {})
     types = {field.name: cast(str, field.type) for field in fields(GenerationDefaults)}
     if not isinstance(content, dict) or set(content) - set(types):
@@ -305,16 +326,15 @@ _VAE_FIXED: Final[dict[str, Any]] = {"act_fn": "silu"}
 _VAE_IRRELEVANT: Final = frozenset({"force_upcast"})
 _TEXT_IRRELEVANT: Final = frozenset(
     {
-        "architectures",
-        "attention_dropout",
-        "dropout",
-        "dtype",
-        "initializer_factor",
-        "initializer_range",
-        "torch_dtype",
-        "transformers_version",
+        "architectures", "attention_dropout", "dropout", "dtype", "initializer_factor", "initializer_range",
+        "torch_dtype", "transformers_version",
+        # What transformers before 4.30 wrote into the text half of every CLIP: settings of generating text
+        "chunk_size_feed_forward", "diversity_penalty", "encoder_no_repeat_ngram_size", "id2label", "label2id",
+        "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+        "num_return_sequences", "pruned_heads", "repetition_penalty", "return_dict", "temperature",
+        "tie_word_embeddings", "top_k", "top_p", "typical_p",
     }
-)
+)  # fmt: skip
 _DEFAULT_SPACING: Final[dict[str, TimestepSpacing]] = {
     "DDIMScheduler": "leading",
     "DDPMScheduler": "leading",

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from latentgen.checkpoints.diffusers_config import (
-    read_scheduler,
     read_text_encoder,
     read_unet,
     read_vae,
     write_model_index,
+    write_run_defaults,
     write_scheduler,
     write_text_encoder,
     write_unet,
@@ -35,16 +35,16 @@ from latentgen.checkpoints.keymap import published_text_encoder, published_vae
 from latentgen.checkpoints.layout import (
     CONFIG,
     INDEX,
+    RUN_DEFAULTS,
     SCHEDULER,
     WEIGHTS,
     Part,
-    check_folder,
     check_replaceable,
     find_weights,
     part_folder,
     read_config,
 )
-from latentgen.config import DiffusionConfig, ModelConfig
+from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig
 from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.models.clip_text import CLIPTextModel
@@ -55,13 +55,14 @@ from latentgen.models.vae import AutoencoderKL
 __all__ = [
     "ModelBundle",
     "check_replaceable",
-    "load_diffusion",
     "load_model",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",
     "load_vae",
     "read_config",
+    "save_clip",
+    "save_defaults",
     "save_diffusion",
     "save_model",
     "save_text_encoder",
@@ -159,13 +160,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_folder(part_folder(folder, "tokenizer"))
 
 
-def load_diffusion(folder: Path) -> DiffusionConfig:
-    """The forward process of a model folder, or of a folder that holds its `scheduler/` or the file itself."""
-    check_folder(folder)
-    own = folder / SCHEDULER.parent
-    return read_scheduler((own if own.is_dir() else folder) / SCHEDULER.name)
-
-
 def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a whole model folder, in `dtype` (None: as the networks are).
 
@@ -211,10 +205,25 @@ def save_text_encoder(text_encoder: CLIPTextModel, folder: Path, *, dtype: torch
         _write_part(aside, "text_encoder", write_text_encoder(text_encoder.config, _name_dtype(tensors)), tensors)
 
 
+def save_clip(config: dict[str, object], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write both towers of CLIP, in transformers' names, into `folder` itself. Written aside as `save_model`."""
+    with _written_aside(folder, "clip") as aside:
+        _write_part(aside, "clip", config, tensors)
+
+
 def save_diffusion(diffusion: DiffusionConfig, folder: Path) -> None:
     """Write `scheduler_config.json` into `folder` itself. Written aside and raises as `save_model`."""
     with _written_aside(folder, "scheduler") as aside:
         write_json(aside / SCHEDULER.name, write_scheduler(diffusion))
+
+
+def save_defaults(defaults: GenerationDefaults, folder: Path) -> None:
+    """Write what a run's U-Net should be drawn with into `folder`. Raises RuntimeFailure if the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN_DEFAULTS, write_run_defaults(defaults))
+    except OSError as error:
+        raise RuntimeFailure(f"cannot write {folder / RUN_DEFAULTS}: {error.strerror}") from None
 
 
 def _load_part(

@@ -77,8 +77,9 @@ HUGGING_FACE_TEXT: Mapping[str, Rule] = {
     "text_model.embeddings.position_ids": DROP,
     "embeddings.position_ids": DROP,
     "text_projection.weight": DROP,
+    "logit_scale": DROP,
 }
-"""What published text encoders hold beside the network: counted positions (before transformers 4.31), projection."""
+"""What published CLIPs hold beside the network: counted positions (before transformers 4.31), projection, scale."""
 
 LEGACY_VAE_ATTENTION: Mapping[str, Rule] = {
     f"{side}.mid_block.attentions.0.{old}.{kind}": to(
@@ -140,8 +141,12 @@ def text_tower_from_open_clip(tensors: Mapping[str, Tensor], source: str | Path)
 
 
 def published_text_encoder(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """A `text_encoder` folder's tensors without the extras; transformers 5 may leave out the `text_model.` prefix."""
-    kept = apply_rules(HUGGING_FACE_TEXT, tensors, source, keep_unknown=True)
+    """A `text_encoder` folder's tensors without the extras; transformers 5 may leave out the `text_model.` prefix.
+
+    Of a whole CLIP's tensors those of the image tower are left out too.
+    """
+    text = {n: tensor for n, tensor in tensors.items() if not n.startswith(("vision_model.", "visual_projection."))}
+    kept = apply_rules(HUGGING_FACE_TEXT, text, source, keep_unknown=True)
     if any(name.startswith("text_model.") for name in kept):
         return kept
     return {f"text_model.{name}": tensor for name, tensor in kept.items()}

@@ -8,25 +8,31 @@ from typing import Final, Literal
 
 from latentgen.checkpoints.diffusers_config import (
     read_defaults,
+    read_run_defaults,
     read_scheduler,
     read_text_encoder,
     read_unet,
     read_vae,
 )
 from latentgen.checkpoints.header import recognise_foreign
-from latentgen.config import ModelConfig
+from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, UNetConfig, VAEConfig
 from latentgen.errors import ConfigError, InputError, ModelLoadError, ModelNotFoundError
 
-Part = Literal["unet", "vae", "text_encoder"]
+Part = Literal["unet", "vae", "text_encoder", "clip"]
 
 INDEX: Final = "model_index.json"
 CONFIG: Final = "config.json"
 SCHEDULER: Final = Path("scheduler", "scheduler_config.json")
+RUN_DEFAULTS: Final = "defaults.json"
+"""Beside the U-Net of a training run: what the model should draw with, for `export` to take over."""
 WEIGHTS: Final[dict[Part, str]] = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "clip": "model.safetensors",
 }
+RUN_MODEL: Final = "model"
+"""What a training run calls the folder of the parts it has trained."""
 WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler"})
 """What `save_model` writes. A folder that holds anything else is never replaced, not even for a README."""
 
@@ -44,10 +50,11 @@ def read_config(folder: Path) -> ModelConfig:
     if not (folder / INDEX).exists():
         if next(folder.iterdir(), None) is None:
             raise ModelLoadError(f"{folder} is an empty folder, not a model")
-        raise ModelLoadError(
-            f"{folder} is not a model folder: it has no {INDEX}",
-            hint="pass the folder that holds unet/, vae/ and the others",
-        )
+        trained = any(path.is_dir() for path in (folder / RUN_MODEL, folder / "unet")) and not (folder / "vae").is_dir()
+        hint = "pass the folder that holds unet/, vae/ and the others"
+        if trained:
+            hint = "`latentgen export` makes one of a trained U-Net, a VAE and a text encoder"
+        raise ModelLoadError(f"{folder} is not a model folder: it has no {INDEX}", hint=hint)
     unet = read_unet(folder / "unet" / CONFIG)
     vae = read_vae(folder / "vae" / CONFIG)
     try:
@@ -60,6 +67,38 @@ def read_config(folder: Path) -> ModelConfig:
         )
     except ConfigError as error:
         raise ModelLoadError(f"{folder}: {error.message}", hint="its parts belong to different models") from None
+
+
+def read_unet_part(folder: Path) -> UNetConfig:
+    """The U-Net of a model folder, or of one that holds it alone, in numbers. Raises if its weights are missing too."""
+    own = part_folder(folder, "unet")
+    config = read_unet(own / CONFIG)
+    find_weights(own, "unet")
+    return config
+
+
+def read_vae_part(folder: Path) -> VAEConfig:
+    """The same of the VAE."""
+    own = part_folder(folder, "vae")
+    config = read_vae(own / CONFIG)
+    find_weights(own, "vae")
+    return config
+
+
+def read_diffusion(folder: Path) -> DiffusionConfig:
+    """The forward process of a model folder, or of a folder that holds its `scheduler/` or the file itself."""
+    check_folder(folder)
+    own = folder / SCHEDULER.parent
+    return read_scheduler((own if own.is_dir() else folder) / SCHEDULER.name)
+
+
+def find_defaults(folder: Path, size_px: int) -> GenerationDefaults:
+    """What a model folder or a run's `model/` says of drawing; `size_px` squared and our usual settings if nothing."""
+    if (folder / INDEX).exists():
+        return read_defaults(folder / INDEX, size_px)
+    if (folder / RUN_DEFAULTS).exists():
+        return read_run_defaults(folder / RUN_DEFAULTS, size_px)
+    return GenerationDefaults(size_px, size_px)
 
 
 def check_folder(folder: Path) -> None:
@@ -109,9 +148,19 @@ def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = N
 
 
 def part_folder(folder: Path, part: Part | Literal["tokenizer"]) -> Path:
-    """Where a part lies: `folder/part` of a whole model, or `folder` itself if it holds the part alone."""
+    """Where a part lies: `folder/part` of a whole model, or `folder` itself if it holds the part alone.
+
+    Raises as `check_folder`, and ModelLoadError for a training run's folder and for a model without this part.
+    """
     check_folder(folder)
-    return folder / part if (folder / part).is_dir() else folder
+    if (folder / part).is_dir():
+        return folder / part
+    if (folder / RUN_MODEL / part).is_dir():
+        raise ModelLoadError(f"{folder} is a training run, not a model", hint=f"its model is {folder / RUN_MODEL}")
+    others = sorted(name for name in WHOLE_MODEL - {INDEX} if (folder / name).is_dir())
+    if others and not (folder / CONFIG).exists():
+        raise ModelLoadError(f"{folder} holds no {part}: only {', '.join(others)}")
+    return folder
 
 
 def find_weights(folder: Path, part: Part) -> Path:

@@ -6,12 +6,13 @@ written from the table below in a few hundredths of a second.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentgen import __version__
-from latentgen.cli.boundary import run_guarded
+from latentgen.cli.boundary import INTERRUPTED, TERMINATED, run_guarded
 from latentgen.errors import InputError
 
 
@@ -35,11 +36,13 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "Training": {
         "data": Command(
             "latentgen.cli.data:app",
-            "Make training pictures: render, fetch-assets.",
+            "Look at training pictures, or make some: check, stats, render, fetch-assets.",
         ),
-        "train-clip": Command("latentgen.cli.train:train_clip", "Train the CLIP text encoder."),
-        "train-vae": Command("latentgen.cli.train:train_vae", "Train the autoencoder."),
-        "train-unet": Command("latentgen.cli.train:train_unet", "Train the diffusion network."),
+        "train-clip": Command("latentgen.cli.train_clip:train_clip", "Train the CLIP text encoder."),
+        "train-vae": Command("latentgen.cli.train_vae:train_vae", "Train the autoencoder."),
+        "train-unet": Command("latentgen.cli.train_unet:train_unet", "Train the diffusion network."),
+        "report": Command("latentgen.cli.report:report", "Show a run as one page: curves, samples, settings."),
+        "train-lora": Command("latentgen.cli.train_lora:train_lora", "Train a LoRA for a model."),
     },
     "Help": {
         "doctor": Command("latentgen.cli.doctor:doctor", "Check this installation: versions, devices, the model."),
@@ -66,7 +69,11 @@ _END = """
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and give back its exit code; nothing is raised."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_guarded(lambda: _dispatch(arguments), arguments)
+    code = run_guarded(lambda: _dispatch(arguments), arguments)
+    if argv is None and code in (INTERRUPTED, TERMINATED):
+        # At once: the interpreter's own end takes seconds with torch, in which another signal would change the code.
+        os._exit(code)
+    return code
 
 
 def _dispatch(arguments: list[str]) -> int | None:

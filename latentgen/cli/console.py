@@ -14,7 +14,7 @@ from latentgen.cli.boundary import escape
 
 
 class Progress(Protocol):
-    def __call__(self, done: int, total: int, label: str, /) -> None: ...
+    def __call__(self, done: float, total: float, label: str, /, *figures: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +52,37 @@ class Console:
         """A prompt is too long; `cut` is its end."""
         self.warn(f"the text encoder reads 75 tokens; it does not see the end of the prompt: {cut!r}")
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether progress is shown as a bar: on a terminal, if nobody asked for less."""
+        return not (self.quiet or self.json_events) and self.progress_bar and _is_terminal(sys.stderr)
+
     @contextmanager
-    def progress(self) -> Generator[Progress]:
-        """A function to report progress to: a bar on a terminal, nothing elsewhere. NO_COLOR is rich's own business."""
-        if self.quiet or self.json_events or not self.progress_bar or not _is_terminal(sys.stderr):
-            yield lambda done, total, label: None
+    def progress(self, *, with_figures: bool = False) -> Generator[Progress]:
+        """A function to report progress to: a bar on a terminal, nothing elsewhere. NO_COLOR is rich's own business.
+
+        with_figures: beside the bar stand the figures that each report gives, instead of a count and rich's own guess
+        at the time left.
+        """
+        if not self.has_bar:
+            yield lambda done, total, label, *figures: None
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
+        count: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TimeRemainingColumn())
+        if with_figures:
+            count = (TextColumn("{task.fields[figures]}", markup=False),)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(20 if with_figures else 40), *count)
         # On one terminal rich must print the paths, above its bar; into a pipe they go as they are.
         redirect = _is_terminal(sys.stdout)
         with RichProgress(*columns, console=RichConsole(stderr=True), transient=True, redirect_stdout=redirect) as bar:
-            task = bar.add_task("")
+            task = bar.add_task("", figures="")
 
-            def update(done: int, total: int, label: str) -> None:
-                bar.update(task, completed=done, total=total, description=escape(label))
+            def update(done: float, total: float, label: str, /, *figures: str) -> None:
+                shown = escape("  ".join(figures))
+                bar.update(task, completed=done, total=total, description=escape(label), figures=shown)
 
             yield update
 

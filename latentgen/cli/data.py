@@ -1,13 +1,16 @@
-"""`latentgen data`: make training pictures from the built-in scene corpus."""
+"""`latentgen data`: look at training pictures before they are trained on, or make some from the built-in corpus."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from latentgen.cli.console import Console
+from latentgen.cli.options import Json
 from latentgen.errors import InputError
 
 app = typer.Typer(
@@ -15,7 +18,9 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Make training pictures with exact captions from the built-in scene corpus.\n\n"
+        "Check and count training pictures, or make some with exact captions from the built-in scene corpus.\n\n"
+        "latentgen data check my-pictures\n\n"
+        "latentgen data stats my-pictures\n\n"
         "latentgen data render --out scenes --count 20000 --vocabulary heroes\n\n"
         "latentgen data fetch-assets"
     ),
@@ -26,7 +31,10 @@ Count = Annotated[int, typer.Option("--count", "-n", min=1, help="How many pictu
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="Seed of the first picture; the next ones count up.")]
 Size = Annotated[int, typer.Option("--size", min=16, help="Width and height in pixels.")]
 Vocabulary = Annotated[
-    str, typer.Option("--vocabulary", help="heroes: ten drawn nouns; full: 402 nouns, needs artwork (fetch-assets).")
+    str,
+    typer.Option(
+        "--vocabulary", help="heroes: ten drawn nouns; heroes20: twenty; full: 402 nouns, needs artwork (fetch-assets)."
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes; changes the speed only.")]
 Format = Annotated[str, typer.Option("--format", help="webdataset: tar shards of 1000; folder: .png with .txt beside.")]
@@ -36,6 +44,94 @@ HeldOutOption = Annotated[
 ]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Tar shards, or pictures with a .txt beside each or a metadata.jsonl.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Accept a set with faulty pictures, and list them in the file --out.")
+]
+SkippedOut = Annotated[
+    Path, typer.Option("--out", "-o", help="Where --skip-bad lists them, a JSON line each; an older list is replaced.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Pictures decoded at once (default: all cores).")]
+
+
+@app.command("check")
+def check(
+    folder: Folder,
+    skip_bad: SkipBad = False,
+    out: SkippedOut = Path("skipped.jsonl"),
+    json_output: Json = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Decode every picture and read every caption, as training would; exit code 2 if any cannot be used.
+
+    latentgen data check my-pictures
+
+    latentgen data check my-pictures --skip-bad --out skipped.jsonl
+    """
+    from latentgen.data.scan import scan
+
+    with Console(quiet=quiet).progress() as report:
+        scanned = scan(folder, threads=threads, on_progress=lambda done, total: report(done, total, "checking"))
+    summary = {
+        "found": scanned.found,
+        "used": len(scanned.used),
+        "skipped": len(scanned.skipped),
+        "reasons": scanned.reasons,
+        "identical": scanned.identical,
+    }
+    if json_output:
+        files = [{"file": each.file, "reason": each.reason} for each in scanned.skipped]
+        print(json.dumps({**summary, "files": files}))
+    else:
+        _print_table(summary)
+    scanned.require(skip_bad=skip_bad)
+    if scanned.skipped:
+        scanned.write_skipped(out)
+        Console(quiet=quiet).note(f"the skipped ones and why: {out}")
+
+
+@app.command("stats")
+def stats(folder: Folder, json_output: Json = False, threads: Threads = None, quiet: Quiet = False) -> None:
+    """Count sizes, aspect ratios, caption lengths in CLIP tokens, words and labels; what is faulty is left out.
+
+    latentgen data stats my-pictures
+
+    latentgen data stats my-pictures --json
+    """
+    from latentgen.data.scan import scan
+    from latentgen.data.stats import data_stats
+
+    with Console(quiet=quiet).progress() as report:
+        scanned = scan(
+            folder, whole=False, threads=threads, on_progress=lambda done, total: report(done, total, "reading")
+        )
+    scanned.require(skip_bad=True)
+    from latentgen.models.tokenizer import Tokenizer  # torch is loaded only for a set that is there
+
+    tokenizer = Tokenizer.published()
+    figures = data_stats(scanned, lambda caption: len(tokenizer.tokenize(caption)))
+    if json_output:
+        print(json.dumps(figures))
+    else:
+        _print_table(figures)
+
+
+def _print_table(values: Mapping[str, Any], indent: str = "") -> None:
+    """Names and values in two columns on stdout; nested ones below their name, further in."""
+    from latentgen.cli.boundary import escape
+
+    width = max((len(escape(name)) for name, value in values.items() if not isinstance(value, dict)), default=0)
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            print(f"{indent}{escape(name):{width}}  {value:>8g}")
+        elif value:
+            print(f"{indent}{escape(name)}")
+            _print_table(cast("dict[str, Any]", value), indent + "  ")
 
 
 @app.command("render")

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from latentgen.errors import InputError
-from latentgen.presets import EMBEDDED
 
 
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
     unet: Annotated[Path, typer.Option("--unet", help="Folder with unet/ and scheduler/, such as a run's model/.")],
     vae: Annotated[Path, typer.Option("--vae", help="Folder with vae/.")],
-    text_encoder: Annotated[Path, typer.Option("--text-encoder", help="Folder with text_encoder/ and tokenizer/.")],
+    text_encoder: Annotated[
+        str, typer.Option("--text-encoder", help="What train-unet was given: a folder, or a name of hub or open_clip.")
+    ],
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch --text-encoder from the hub if it is not in its local cache.")
+    ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Precision of the files: float16 or float32.")] = "float16",
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps the model draws with by default.")
-    ] = EMBEDDED.defaults.steps,
+        int | None, typer.Option("--steps", min=1, help="Steps to draw with by default (default: as --unet says).")
+    ] = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", min=0, help="Its default guidance.")
-    ] = EMBEDDED.defaults.guidance,
-    sampler: Annotated[str, typer.Option("--sampler", help="Its default sampler.")] = EMBEDDED.defaults.sampler,
+        float | None, typer.Option("--guidance", min=0, help="Its default guidance (default: as --unet says).")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="Its default sampler (default: as --unet says).")
+    ] = None,
     schedule: Annotated[
-        str, typer.Option("--schedule", help="Its default spacing of noise levels.")
-    ] = EMBEDDED.defaults.schedule,
+        str | None, typer.Option("--schedule", help="Its default spacing of noise levels (default: as --unet says).")
+    ] = None,
 ) -> None:
     """Put a U-Net, a VAE and a text encoder together into a model folder that `generate -m` and diffusers open.
 
     Example: latentgen export --unet runs/unet/model --vae runs/vae/model --text-encoder runs/clip/model -o my-model
     """
+    from latentgen.checkpoints.layout import (
+        check_replaceable,
+        find_defaults,
+        read_diffusion,
+        read_unet_part,
+        read_vae_part,
+    )
+    from latentgen.checkpoints.text_encoder_names import find_text_encoder
+    from latentgen.config import ModelConfig
     from latentgen.samplers.registry import resolve_sampler, resolve_schedule
 
     if dtype not in ("float16", "float32"):
         raise InputError(f"--dtype {dtype} is not one of float16, float32")
-    sampler, _ = resolve_sampler(sampler)
-    schedule = resolve_schedule(schedule)
+    given = {
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": None if sampler is None else resolve_sampler(sampler)[0],
+        "schedule": None if schedule is None else resolve_schedule(schedule),
+    }
+    check_replaceable(out)
+    unet_shape, vae_shape = read_unet_part(unet), read_vae_part(vae)
+    found = find_text_encoder(text_encoder, download=download)
+    defaults = find_defaults(unet, unet_shape.sample_size * vae_shape.downscale)
+    defaults = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    config = ModelConfig(unet_shape, vae_shape, found.config, read_diffusion(unet), defaults)
     import torch
 
-    from latentgen.checkpoints import folder
+    from latentgen.checkpoints.folder import ModelBundle, load_unet, load_vae, save_model
+    from latentgen.checkpoints.text_encoders import load_found
 
-    folder.check_replaceable(out)
-    from latentgen.config import GenerationDefaults, ModelConfig
-
-    network, autoencoder = folder.load_unet(unet), folder.load_vae(vae)
-    encoder, tokenizer = folder.load_text_encoder(text_encoder), folder.load_tokenizer(text_encoder)
-    side_px = network.config.sample_size * autoencoder.config.downscale
-    config = ModelConfig(
-        unet=network.config,
-        vae=autoencoder.config,
-        text_encoder=encoder.config,
-        diffusion=folder.load_diffusion(unet),
-        defaults=GenerationDefaults(side_px, side_px, steps, guidance, sampler, schedule),
-    )
-    bundle = folder.ModelBundle(network, autoencoder, encoder, tokenizer, config)
-    folder.save_model(bundle, out, dtype=torch.float16 if dtype == "float16" else torch.float32)
+    encoder, tokenizer = load_found(found)
+    bundle = ModelBundle(load_unet(unet), load_vae(vae), encoder, tokenizer, config)
+    save_model(bundle, out, dtype=torch.float16 if dtype == "float16" else torch.float32)
     print(out)

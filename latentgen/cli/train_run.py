@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentgen.cli.console import Console
+from latentgen.cli.console import Console, Progress
+from latentgen.cli.train_progress import TrainingWatch
 from latentgen.config import TrainConfig
-from latentgen.errors import RuntimeFailure
+from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
+    from latentgen.cli.train_options import RunOptions
     from latentgen.training.loop import Objective, Outcome
 
 
@@ -27,67 +29,113 @@ class Trained:
     """To be exported: the averaged ones where there are such."""
 
 
-def start_process(config: TrainConfig, out: Path, resume: str | None, threads: int | None) -> PartialState:
+def start_process(config: TrainConfig, options: RunOptions) -> PartialState:
     """This process among those that train together, and its device.
 
-    Raises InputError for a precision that the device has not, and as `RunDir.check_start` does.
+    Raises InputError for a precision that the device has not, for an --out that is a file, and as `RunDir.check_start`
+    does.
     """
     import torch
 
     from latentgen.training.loop import check_precision
-    from latentgen.training.processes import device_of, join_processes
+    from latentgen.training.processes import device_of, join_processes, keep_freed_memory
     from latentgen.training.run_dir import RunDir
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    keep_freed_memory()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     process = join_processes()
     check_precision(config, device_of(process))
     if process.is_main_process:
-        RunDir(out).check_start(resume)
+        if options.out.exists() and not options.out.is_dir():
+            raise InputError(f"cannot write to {options.out}: it is a file", hint="choose another --out")
+        RunDir(options.out).check_start(options.resume)
     return process
 
 
-def say_in(process: PartialState) -> Callable[[str], None]:
+def say_in(process: PartialState, options: RunOptions) -> Callable[[str], None]:
     """Notes to stderr from the first process alone."""
-    return Console(quiet=not process.is_main_process).note
+    return _console(options, quiet=not process.is_main_process).note
 
 
-def run_training(objective: Objective, config: TrainConfig, out: Path, resume: str | None) -> Trained | None:
+def run_training(objective: Objective, config: TrainConfig, options: RunOptions) -> Trained | None:
     """Run the loop to its end; None in the processes that write nothing.
 
-    A run that a signal ended has saved a checkpoint and nothing else: the process ends here, with the signal's code.
+    While it runs, the first process shows its progress and keeps OUT/report.html up to date; however it ends, the
+    report says how. A run that a signal ended has saved a checkpoint and nothing else: the process ends here, with the
+    signal's code.
     """
     from latentgen.training.loop import fit
     from latentgen.training.processes import join_processes
     from latentgen.training.run_dir import RunDir
 
-    console, run = Console(), RunDir(out)
-    outcome = fit(objective, config, run, resume=resume, report=lambda event: console.note(_progress(event, config)))
-    join_processes().destroy_process_group()
+    console, run, process = _console(options), RunDir(options.out), join_processes()
+    # The other processes are told nothing, and draw no bar.
+    shown = console if process.is_main_process else Console(quiet=True)
+    with shown.progress(with_figures=True) as bar, _watchers(shown, config, options, bar) as report:
+        outcome = fit(objective, config, run, resume=options.resume, override=options.override or (), report=report)
+        if outcome.interrupted_by is not None and outcome.is_main_process:
+            run.log({"interrupted": True, "step": outcome.step, "signal": outcome.interrupted_by})
+    process.destroy_process_group()
     if outcome.interrupted_by is not None:
         if outcome.is_main_process:
+            console.event("interrupted", step=outcome.step, signal=outcome.interrupted_by)
             console.note(f"saved step {outcome.step}; the same command with --resume latest goes on from it")
         raise SystemExit(128 + outcome.interrupted_by)
     if not outcome.is_main_process:
         return None
     checkpoint = run.latest()
     if checkpoint is None:
-        raise RuntimeFailure(f"the last checkpoint in {out} has vanished")
+        raise RuntimeFailure(f"the last checkpoint in {options.out} has vanished")
     return Trained(outcome, checkpoint.ema or checkpoint.model)
 
 
-def finish(out: Path, outcome: Outcome, figures: Mapping[str, Any]) -> None:
+def finish(options: RunOptions, outcome: Outcome, figures: Mapping[str, Any]) -> None:
     """Log the figures of the trained part, and print where it is."""
+    from latentgen.training.report import RunReport
     from latentgen.training.run_dir import RunDir
 
-    RunDir(out).log({"end": True, "step": outcome.step, "images_seen": outcome.images_seen, **figures})
+    end = {"step": outcome.step, "images_seen": outcome.images_seen, **figures}
+    RunDir(options.out).log({"end": True, **end})
+    RunReport(options.out).write()
     shown = "".join(f", {name} {value}" for name, value in figures.items())
-    console = Console()
+    console = _console(options)
     console.note(f"{outcome.step} steps, {outcome.images_seen} samples{shown}")
-    console.result(out / "model")
+    if console.json_events:
+        console.event("done", path=str(options.out / "model"), **end)
+    else:
+        console.result(options.out / "model")
 
 
-def _progress(event: Mapping[str, Any], config: TrainConfig) -> str:
-    end = "" if config.max_steps is None else f"/{config.max_steps}"
-    shown = "  ".join(f"{k} {v:.4g}" for k, v in event.items() if k != "elapsed_s" and isinstance(v, float))
-    return f"step {event['step']}{end}  {shown}  {event['elapsed_s'] / 60:.1f} min"
+def _console(options: RunOptions, *, quiet: bool = False) -> Console:
+    return Console(quiet=quiet or options.quiet, json_events=options.json_events, progress_bar=not options.no_progress)
+
+
+@contextmanager
+def _watchers(
+    console: Console, config: TrainConfig, options: RunOptions, bar: Progress
+) -> Generator[Callable[[Mapping[str, Any]], None]]:
+    """A function that hands each event to all who show the run; they are told of its end however it comes.
+
+    Used in the first process alone: `fit` calls it nowhere else, so nothing is written where it is not called.
+    """
+    from latentgen.training.report import RunReport
+    from latentgen.training.trackers import TensorBoard
+
+    report = RunReport(options.out)
+    board = TensorBoard(options.out / "tensorboard", options.out / "samples") if options.log == "tensorboard" else None
+    watchers = [TrainingWatch(console, config, bar), report, *([board] if board is not None else [])]
+
+    def tell(event: Mapping[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(event)
+
+    try:
+        yield tell
+    except LatentgenError as error:
+        report.failed(error.message)
+        raise
+    finally:
+        if board is not None:
+            board.close()
+        report.close()

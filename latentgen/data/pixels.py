@@ -1,60 +1,75 @@
-"""Decoded pictures: uint8, one size, kept in one memory-mapped file so that every epoch after the first is a copy."""
+"""Decoded pictures as training asks for them: uint8, each of a stated shape.
+
+Small sets are decoded once into memory-mapped files, so that every epoch is a copy (`PixelCache`); larger ones are
+decoded anew each time they are asked for (`stream.PixelStream`).
+"""
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import repeat
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from latentgen.data.array_file import open_array, write_array
-from latentgen.data.records import Record, fingerprint
-from latentgen.errors import InputError, RuntimeFailure
+from latentgen.data.decode import available_cores, decode, ordered_map
+from latentgen.data.record import Record
+from latentgen.data.records import fingerprint
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Only these are decoded: Pillow would otherwise hand a renamed EPS to Ghostscript."""
-
-MAX_PICTURE_PX = 64_000_000
-"""Refused above this, from the header alone: a small file can unpack to gigabytes."""
-
-DECODE_CHUNK = 64
-"""Pictures handed to a decoding process at a time."""
-DECODE_AHEAD = 2048
-"""Decoded pictures that may wait to be written: 0.4 GB at 256 px."""
+Shape = tuple[int, int]
+"""Height and width in pixels."""
 
 
-def decode(record: Record, side_px: int) -> NDArray[np.uint8]:
-    """A record's picture as (side, side, 3) uint8: EXIF-rotated, alpha over white, centre-cropped, resized (Lanczos).
+class Draws(Protocol):
+    """The order in which items are drawn; `training/rng.py` has it."""
 
-    Raises InputError if it is not a single whole picture of `FORMATS`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-            opened = Image.open(io.BytesIO(record.read()), formats=FORMATS)
-        with opened:
-            if opened.width * opened.height > MAX_PICTURE_PX:
-                raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PICTURE_PX}")
-            # A phone's JPEG with a preview inside reads as MPO with two frames; its first is the picture.
-            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
-                raise ValueError("it is an animation")
-            picture = _as_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"picture {record.key} in {record.path.name} cannot be read: {reason}") from error
-    if picture.size != (side_px, side_px):
-        picture = ImageOps.fit(picture, (side_px, side_px), method=Image.Resampling.LANCZOS)
-    return np.asarray(picture, dtype=np.uint8)
+    def draw(self, index: int, /) -> Drawn: ...
+
+
+class Drawn(Protocol):
+    @property
+    def item(self) -> int: ...
+
+
+DrawsT = TypeVar("DrawsT", bound=Draws)
+
+
+class Pictures(Protocol):
+    """The pictures of a data set, each at its shape, uint8 (height, width, 3)."""
+
+    @property
+    def identity(self) -> str:
+        """A short name for these pictures at these shapes: other content has another."""
+        ...
+
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        """Height and width of every picture."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, items: Sequence[int]) -> Tensor:
+        """Whole pictures (B, H, W, 3), all of one shape."""
+        ...
+
+    def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+        """`batch` of one group after another, the next ones decoded ahead."""
+        ...
+
+    def crop(self, item: int, top: int, left: int, side_px: int) -> Tensor:
+        """A window of one picture, (side_px, side_px, 3)."""
+        ...
+
+    def follow(self, order: DrawsT) -> DrawsT:
+        """The same order; where pictures are decoded on demand, what it draws next is decoded ahead."""
+        ...
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -62,56 +77,85 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
 
 
-class PixelCache:
-    """All pictures of a data set at one size: `cache[i]` is (side, side, 3) uint8.
+def square_shapes(count: int, side_px: int) -> list[Shape]:
+    return [(side_px, side_px)] * count
 
-    Shapes: the file is (N, side, side, 3) uint8, 0.2 MB a picture at 256 px. It is named after the data's fingerprint,
-    so another data set never meets it.
-    Raises InputError if a picture cannot be read, RuntimeFailure if the disk refuses the file.
+
+def identity_of(records: Sequence[Record], shapes: Sequence[Shape]) -> str:
+    """The data's fingerprint with the shapes that its pictures are given."""
+    kinds = set(shapes)
+    shown = "x".join(map(str, kinds.pop())) if len(kinds) == 1 else hashlib.sha256(repr(shapes).encode()).hexdigest()
+    return f"{fingerprint(records)}-{shown[:16]}"
+
+
+def rows_by_shape(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
+    """The items of each shape, in their order."""
+    rows: dict[Shape, list[int]] = {}
+    for item, shape in enumerate(shapes):
+        rows.setdefault(shape, []).append(item)
+    return dict(sorted(rows.items()))
+
+
+class PixelCache:
+    """All pictures of a data set, decoded once: `Pictures` in one memory-mapped file for each shape.
+
+    Shapes: a file is (n, H, W, 3) uint8, 0.2 MB a picture at 256 px. It is named after the pictures' identity, so
+    another data set never meets it.
+    Raises InputError if a picture cannot be read, RuntimeFailure if the disk refuses a file.
     """
 
-    def __init__(self, records: list[Record], side_px: int, folder: Path, report: Callable[[str], None]) -> None:
-        self.path = folder / f"pixels-{fingerprint(records)}-{side_px}.npy"
-        self.side_px = side_px
-        shape = (len(records), side_px, side_px, 3)
-        if not self.path.exists():
-            report(f"decoding {len(records)} pictures at {side_px} px")
-            write_array(self.path, shape, np.uint8, (picture[None] for picture in _decode_all(records, side_px)))
-        self._pixels: NDArray[np.uint8] = open_array(self.path, shape, np.uint8)
+    def __init__(
+        self,
+        records: Sequence[Record],
+        shapes: Sequence[Shape] | int,
+        folder: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        """shapes: one for each record, or a side in pixels for squares."""
+        self._shapes = square_shapes(len(records), shapes) if isinstance(shapes, int) else list(shapes)
+        self._identity = identity_of(records, self._shapes)
+        self._arrays: dict[Shape, NDArray[np.uint8]] = {}
+        self._row: list[int] = [0] * len(records)
+        rows = rows_by_shape(self._shapes)
+        self.paths = [folder / f"pixels-{self._identity}-{height}x{width}.npy" for height, width in rows]
+        if not all(path.exists() for path in self.paths):
+            report(f"decoding {len(records)} pictures at {_named(rows)}")
+        for path, (shape, items) in zip(self.paths, rows.items(), strict=True):
+            array_shape = (len(items), *shape, 3)
+            if not path.exists():
+                decoded = ordered_map(partial(decode, shape=shape), (records[i] for i in items), available_cores())
+                write_array(path, array_shape, np.uint8, (picture[None] for picture in decoded))
+            self._arrays[shape] = open_array(path, array_shape, np.uint8)
+            for row, item in enumerate(items):
+                self._row[item] = row
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._row)
 
-    def batch(self, items: list[int]) -> Tensor:
-        """Whole pictures (B, side, side, 3) uint8."""
-        return torch.from_numpy(np.stack([self._pixels[i] for i in items]))
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return self._shapes
+
+    def batch(self, items: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([self._arrays[self._shapes[i]][self._row[i]] for i in items]))
+
+    def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+        return map(self.batch, groups)
 
     def crop(self, item: int, top: int, left: int, side_px: int) -> Tensor:
-        """A window of one picture, (side_px, side_px, 3) uint8."""
-        return torch.from_numpy(self._pixels[item, top : top + side_px, left : left + side_px].copy())
+        picture = self._arrays[self._shapes[item]][self._row[item]]
+        return torch.from_numpy(picture[top : top + side_px, left : left + side_px].copy())
+
+    def follow(self, order: DrawsT) -> DrawsT:
+        return order
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits a pixel: convert("RGB") would cut at 255 instead of scaling
-        scaled = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
-        picture = Image.fromarray(scaled.astype(np.uint8))
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return picture.convert("RGB")
-
-
-def _decode_all(records: list[Record], side_px: int) -> Iterator[NDArray[np.uint8]]:
-    """Every picture in order, decoded on all cores where there are enough of them."""
-    workers = min(os.cpu_count() or 1, -(-len(records) // DECODE_CHUNK))
-    if workers == 1:
-        yield from (decode(record, side_px) for record in records)
-        return
-    try:
-        with ProcessPoolExecutor(max_workers=workers) as pool:
-            for start in range(0, len(records), DECODE_AHEAD):
-                yield from pool.map(
-                    decode, records[start : start + DECODE_AHEAD], repeat(side_px), chunksize=DECODE_CHUNK
-                )
-    except BrokenProcessPool:
-        raise RuntimeFailure("a decoding process was killed", hint="is the memory enough?") from None
+def _named(rows: dict[Shape, list[int]]) -> str:
+    if len(rows) > 1:
+        return f"{len(rows)} shapes"
+    ((height, width),) = rows
+    return f"{width} px" if width == height else f"{width}x{height} px"

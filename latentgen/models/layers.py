@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _ModuleT = TypeVar("_ModuleT", bound=nn.Module)
 
@@ -19,6 +22,19 @@ def zero_init(module: _ModuleT) -> _ModuleT:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`layer(*inputs)`, keeping only the inputs for the backward pass, which computes the layer once more.
+
+    Gradient checkpointing (arXiv:1604.06174, section 3): memory of one layer instead of all of them for one more
+    forward pass. The gradients are the same bit for bit, because the layers draw no random numbers.
+    """
+    if not torch.is_grad_enabled():
+        return layer(*inputs)
+    result = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(result, Tensor), "a layer gives one tensor"
+    return result
 
 
 class ResnetBlock(nn.Module):

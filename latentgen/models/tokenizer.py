@@ -126,7 +126,7 @@ class Tokenizer:
         )
 
     @classmethod
-    def published(cls, merges: int | None = None) -> Tokenizer:
+    def published(cls, merges: int | None = None, *, pad: str = EOS) -> Tokenizer:
         """CLIP's own vocabulary, or the same BPE cut to its first `merges` merges.
 
         All 256 bytes are symbols of either, so the smaller one still encodes any text, only in more pieces: 7680 merges
@@ -140,7 +140,8 @@ class Tokenizer:
         pairs = pairs[:count]
         symbols = byte_symbols()
         tokens = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *(a + b for a, b in pairs), BOS, EOS]
-        return cls({token: number for number, token in enumerate(tokens)}, pairs, source="CLIP's published vocabulary")
+        vocab = {token: number for number, token in enumerate(tokens)}
+        return cls(vocab, pairs, pad=pad, source="CLIP's published vocabulary")
 
     def save(self, folder: Path) -> None:
         """Write the four files from which `from_folder` and `transformers.CLIPTokenizer` open the same tokenizer."""

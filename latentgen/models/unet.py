@@ -16,7 +16,7 @@ from latentgen.config import UNetConfig
 from latentgen.errors import ShapeError
 from latentgen.models.attention import SpatialTransformer
 from latentgen.models.embeddings import TimeEmbedding, timestep_embedding
-from latentgen.models.layers import Downsample, ResnetBlock, Upsample, zero_init
+from latentgen.models.layers import Downsample, ResnetBlock, Upsample, recomputed, zero_init
 
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
@@ -42,8 +42,29 @@ def _transformer(config: UNetConfig, level: int) -> SpatialTransformer:
     )
 
 
-class DownBlock(nn.Module):
-    """One level on the way down: residual blocks, each followed by a transformer where the level attends."""
+class Block(nn.Module):
+    """Residual blocks, each followed by a transformer where the block attends; one of each is a layer."""
+
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList
+    recompute = False
+    """Keep nothing of a layer but its inputs for the backward pass (`UNet.enable_gradient_checkpointing`)."""
+
+    def layer(self, index: int, time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
+        """The inputs, side by side along the channels, (B, C, h, w), through one layer."""
+
+        def compute(time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
+            x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+            x = self.resnets[index](x, time_emb)
+            return self.attentions[index](x, context) if index < len(self.attentions) else x
+
+        if self.recompute:
+            return recomputed(compute, time_emb, context, *inputs)
+        return compute(time_emb, context, *inputs)
+
+
+class DownBlock(Block):
+    """One level on the way down: layers, then half the size unless it is the coarsest."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
@@ -61,10 +82,8 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor, time_emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x (B, C, h, w) -> the next level's input, and every feature map to be skipped to the way up, in order."""
         skips: list[Tensor] = []
-        for layer, resnet in enumerate(self.resnets):
-            x = resnet(x, time_emb)
-            if self.attentions:
-                x = self.attentions[layer](x, context)
+        for index in range(len(self.resnets)):
+            x = self.layer(index, time_emb, context, x)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -72,7 +91,7 @@ class DownBlock(nn.Module):
         return x, skips
 
 
-class MidBlock(nn.Module):
+class MidBlock(Block):
     """The coarsest features: residual block, transformer, residual block."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -83,12 +102,11 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, time_emb: Tensor, context: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        x = self.resnets[0](x, time_emb)
-        x = self.attentions[0](x, context)
-        return self.resnets[1](x, time_emb)
+        x = self.layer(0, time_emb, context, x)
+        return self.layer(1, time_emb, context, x)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Block):
     """One level on the way up: as on the way down, with one layer more and a skip joined before each."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
@@ -108,10 +126,9 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skips: Sequence[Tensor], time_emb: Tensor, context: Tensor) -> Tensor:
         """x (B, C, h, w) and one skip a layer, in the order in which they are joined -> the finer level's input."""
-        for layer, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = resnet(torch.cat([x, skip], dim=1), time_emb)
-            if self.attentions:
-                x = self.attentions[layer](x, context)
+        assert len(skips) == len(self.resnets), "one skip a layer"
+        for index, skip in enumerate(skips):
+            x = self.layer(index, time_emb, context, x, skip)
         for upsample in self.upsamplers:
             x = upsample(x)
         return x
@@ -132,6 +149,12 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = zero_init(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Train with the activations of one layer at a time in memory, for a third more computing."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
 
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor) -> Tensor:
         """Predict from noisy latents x at timestep t under the text context.

@@ -151,6 +151,11 @@ class AutoencoderKL(nn.Module):
         logvar clamped to [-30, 20].
         Raises ShapeError when the pictures do not fit.
         """
+        mean, logvar = self.moments(pixels)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, but the log-variance as it comes: what is clamped has no gradient to lead it back."""
         config = self.config
         if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
             raise ShapeError(f"VAE: pixels are {tuple(pixels.shape)}, but it takes (B, {config.in_channels}, H, W)")
@@ -164,7 +169,7 @@ class AutoencoderKL(nn.Module):
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = moments.chunk(2, dim=1)
-        return mean, logvar.clamp(*LOGVAR_RANGE)
+        return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures of raw latents.

@@ -1,7 +1,7 @@
 """What a frozen VAE and a frozen text encoder say about a data set, computed once.
 
-Each file is named after the content it was made from (data, weights, size), so a stale one is never met: changed
-captions, pictures or weights have another name.
+Each file is named after all that it was made from (pictures and their shapes, token ids, weights, precision), so a
+stale one is never met: what changed has another name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from latentgen.checkpoints.io import is_finite, raw_bytes
 from latentgen.data.array_file import open_array, write_array
-from latentgen.data.pixels import PixelCache, to_float
-from latentgen.data.records import Record, fingerprint
+from latentgen.data.pixels import Pictures, rows_by_shape, to_float
+from latentgen.data.record import Record
 from latentgen.errors import RuntimeFailure
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
@@ -40,33 +41,47 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 class LatentCache:
-    """Posterior mean and log-variance of every picture, (C, h, w) each; kept as (N, 2, C, h, w) float16, raw z.
+    """Posterior mean and log-variance of every picture, (C, h, w) each; raw z, kept as (n, 2, C, h, w) float16.
 
-    Computed where the VAE is; that turns it to the channels_last layout.
-    Raises RuntimeFailure if the VAE's answer does not fit into float16, or the disk refuses the file.
+    One file for each shape of the pictures. Computed where the VAE is; that turns it to the channels_last layout.
+    Raises RuntimeFailure if the VAE's answer does not fit into float16, or the disk refuses a file.
     """
 
     def __init__(
         self,
         records: list[Record],
-        pixels: PixelCache,
+        pixels: Pictures,
         vae: AutoencoderKL,
         folder: Path,
         report: Callable[[str], None],
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
-        side = pixels.side_px
-        self.path = folder / f"latents-{fingerprint(records)}-{weights_fingerprint(vae)}-{side}.npy"
-        latent_side = side // vae.config.downscale
-        shape = (len(records), 2, vae.config.latent_channels, latent_side, latent_side)
-        if not self.path.exists():
-            report(f"encoding {len(records)} pictures with the VAE")
-            write_array(self.path, shape, np.float16, _encode_pictures(vae, pixels, autocast))
-        self._latents: NDArray[np.float16] = open_array(self.path, shape, np.float16)
+        assert len(records) == len(pixels), "these are the pictures of these records"
+        rows, downscale = rows_by_shape(pixels.shapes), vae.config.downscale
+        name = f"latents-{pixels.identity}-{weights_fingerprint(vae)}-{_precision(autocast)}"
+        paths = [folder / f"{name}-{height}x{width}.npy" for height, width in rows]
+        if not all(path.exists() for path in paths):
+            report(f"encoding {len(pixels)} pictures with the VAE")
+        self._shapes = [(height // downscale, width // downscale) for height, width in pixels.shapes]
+        self._arrays: list[NDArray[np.float16]] = []
+        self._place: list[tuple[int, int]] = [(0, 0)] * len(pixels)
+        """Of every picture: which array, and which row of it."""
+        for path, ((height, width), items) in zip(paths, rows.items(), strict=True):
+            shape = (len(items), 2, vae.config.latent_channels, height // downscale, width // downscale)
+            if not path.exists():
+                write_array(path, shape, np.float16, _encode_pictures(vae, pixels, items, autocast))
+            for row, item in enumerate(items):
+                self._place[item] = (len(self._arrays), row)
+            self._arrays.append(open_array(path, shape, np.float16))
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return len(self._place)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of every picture's latents."""
+        return self._shapes
 
     def mean(self, item: int) -> Tensor:
         """Posterior mean of one picture, (C, h, w) float32: what the U-Net learns from.
@@ -75,7 +90,14 @@ class LatentCache:
         picture in a hundred, measured) where an unregularised log-variance runs off, and one such place outweighs its
         whole batch.
         """
-        return torch.from_numpy(self._latents[item, 0].astype(np.float32))
+        array, row = self._place[item]
+        return torch.from_numpy(self._arrays[array][row, 0].astype(np.float32))
+
+
+class Contexts(Protocol):
+    """What the network is told of a caption: its context (77, D), or what it makes that of itself."""
+
+    def context(self, caption: str) -> Tensor: ...
 
 
 class ContextCache:
@@ -95,8 +117,8 @@ class ContextCache:
         autocast: torch.dtype | None = None,
     ) -> None:
         captions = sorted({caption for record in records for caption in record.captions} | {""})
-        digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
-        self.path = folder / f"contexts-{digest}-{weights_fingerprint(encoder)}.npy"
+        ids = _token_ids_fingerprint(tokenizer, captions)
+        self.path = folder / f"contexts-{ids}-{weights_fingerprint(encoder)}-{_precision(autocast)}.npy"
         self._row = {caption: row for row, caption in enumerate(captions)}
         shape = (len(captions), encoder.config.max_position_embeddings, encoder.config.hidden_size)
         if not self.path.exists():
@@ -113,16 +135,16 @@ class ContextCache:
 
 
 def _encode_pictures(
-    vae: AutoencoderKL, pixels: PixelCache, autocast: torch.dtype | None
+    vae: AutoencoderKL, pixels: Pictures, items: list[int], autocast: torch.dtype | None
 ) -> Iterator[NDArray[np.float16]]:
     device = next(vae.parameters()).device
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  missing in torch's overloads
-    for start in range(0, len(pixels), PICTURES_AT_A_TIME):
-        items = list(range(start, min(start + PICTURES_AT_A_TIME, len(pixels))))
-        batch = to_float(pixels.batch(items)).to(device, memory_format=torch.channels_last)
+    groups = [items[start : start + PICTURES_AT_A_TIME] for start in range(0, len(items), PICTURES_AT_A_TIME)]
+    for group, pictures in zip(groups, pixels.batches(groups), strict=True):
+        batch = to_float(pictures).to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), _autocast(device, autocast):
             mean, logvar = vae.encode(batch)
-        yield _as_float16(torch.stack([mean, logvar], dim=1), f"the VAE's latents of pictures {items}")
+        yield _as_float16(torch.stack([mean, logvar], dim=1), f"the VAE's latents of pictures {group}")
 
 
 def _encode_captions(
@@ -134,6 +156,18 @@ def _encode_captions(
         with torch.inference_mode(), _autocast(device, autocast):
             contexts = encoder(ids)
         yield _as_float16(contexts, f"the text encoder's states of captions {start}..{start + len(ids) - 1}")
+
+
+def _token_ids_fingerprint(tokenizer: Tokenizer, captions: list[str]) -> str:
+    """A short SHA-256 over what the encoder sees of the captions: it covers their text and the tokenizer's content."""
+    digest = hashlib.sha256()
+    for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
+        digest.update(tokenizer.encode(captions[start : start + CAPTIONS_AT_A_TIME]).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _precision(autocast: torch.dtype | None) -> str:
+    return str(torch.float32 if autocast is None else autocast).removeprefix("torch.")
 
 
 def _as_float16(values: Tensor, what: str) -> NDArray[np.float16]:

@@ -1,12 +1,12 @@
 """Training the text encoder: open_clip's towers and contrastive loss on (picture, caption) pairs.
 
-The text tower is kept, the image tower has done its work.
+The text tower becomes the frozen encoder of generation; both towers are kept for going on, and for perceptual losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,32 +16,26 @@ from open_clip.loss import ClipLoss
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
+from latentgen.checkpoints.clip_folder import CLIP_MEAN, CLIP_STD
 from latentgen.checkpoints.keymap import text_tower_from_open_clip
-from latentgen.config import TextEncoderConfig
-from latentgen.data.pixels import PixelCache, to_float
-from latentgen.data.records import Record
+from latentgen.config import ImageTowerConfig, TextEncoderConfig
+from latentgen.data.pixels import Pictures, to_float
+from latentgen.data.record import Record
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
-from latentgen.training.rng import Draw
-from latentgen.training.sizes import check_patches
+from latentgen.training.rng import Draw, Order, sample_order
 
 TOKEN_MULTIPLE = 8
 """Training batches are cut to their longest caption, rounded up to this: a causal tower's states do not look ahead."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageTowerConfig:
-    """The vision transformer that the text tower learns against."""
-
-    side_px: int = 128
-    patch_px: int = 16
-    width: int = 192
-    layers: int = 4
+RETRIEVED_AMONG = 64
+"""Pairs among which retrieval looks for the right one."""
 
 
 class CLIPBatch(NamedTuple):
     pixels: Tensor
-    """(B, 3, S, S) in [-1, 1]"""
+    """(B, 3, S, S), normalised by CLIP's mean and standard deviation."""
     token_ids: Tensor
     """(B, L) int64, L <= 77"""
 
@@ -50,8 +44,7 @@ class CLIPObjective:
     """Symmetric cross-entropy over a batch of pairs. Source: CLIP, arXiv:2103.00020, figure 3.
 
     The pairs that a pair is held against are those of its own forward pass in its own process: more processes or more
-    accumulation give smoother gradients, not more negatives.
-    Raises ConfigError when the pictures' side is not a multiple of the image tower's patch.
+    accumulation give smoother gradients, not more negatives. Pictures are not mirrored: captions say left and right.
     """
 
     def __init__(
@@ -59,12 +52,16 @@ class CLIPObjective:
         text: TextEncoderConfig,
         image: ImageTowerConfig,
         records: list[Record],
-        pixels: PixelCache,
+        pixels: Pictures,
         tokenizer: Tokenizer,
         data_fingerprint: str,
+        *,
+        held_out: tuple[list[Record], Pictures] | None = None,
     ) -> None:
-        self.text, self.image, self.records, self.pixels = text, image, records, pixels
-        self.tokenizer, self.data_fingerprint = tokenizer, data_fingerprint
+        """held_out: pairs that only `validate` looks at; None: it looks at pairs of the set, spread evenly over it."""
+        self.text, self.image = text, replace(image, hidden_act=text.hidden_act)
+        self.records, self.pixels = records, pixels
+        self.tokenizer, self.data_fingerprint, self.held_out = tokenizer, data_fingerprint, held_out
         self._network = build_towers(text, image)
         self._loss = ClipLoss()
 
@@ -76,12 +73,16 @@ class CLIPObjective:
     def items(self) -> int:
         return len(self.records)
 
+    def order(self, seed: int, samples_per_step: int) -> Order:
+        return self.pixels.follow(sample_order(self.pixels.shapes, seed, samples_per_step))
+
     def describe(self) -> Mapping[str, Any]:
         return {
             "objective": "clip",
             "text_encoder": asdict(self.text),
             "image_tower": asdict(self.image),
             "data": self.data_fingerprint,
+            "pixels": self.pixels.identity,
         }
 
     def batch(self, draws: Sequence[Draw]) -> CLIPBatch:
@@ -89,53 +90,75 @@ class CLIPObjective:
         for draw in draws:
             choices = self.records[draw.item].captions
             captions.append(choices[int(torch.randint(len(choices), (), generator=draw.generator("caption")))])
-        return CLIPBatch(self._pixels([draw.item for draw in draws]), self._token_ids(captions))
+        pixels = self._pictures(self.pixels, [draw.item for draw in draws])
+        return CLIPBatch(pixels, self._token_ids(captions))
 
-    def loss(self, network: nn.Module, batch: CLIPBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: CLIPBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         image, text, scale = network(batch.pixels, batch.token_ids)
         image, text = image.float(), text.float()
         loss = cast(Tensor, self._loss(image, text, scale.float()))
         right = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
         return loss, {"top1": right.float().mean(), "logit_scale": scale.detach()}
 
+    def validate(self, network: nn.Module) -> Mapping[str, float]:
+        """Share of pictures whose own caption ranks first among up to 64, and of captions whose own picture does.
+
+        On pairs of distinct captions: two pictures of one caption could not be told apart by it.
+        """
+        records, pixels = self.held_out or (self.records, self.pixels)
+        prefix = "held_out_" if self.held_out else ""
+        items = _evenly_distinct([record.captions[0] for record in records], RETRIEVED_AMONG)
+        scores = self._scores(network, records, pixels, items)
+        diagonal = torch.arange(len(items))
+        right = [float((scores.argmax(dim=dim) == diagonal).float().mean()) for dim in (1, 0)]
+        by_picture, by_caption = (round(share, 4) for share in right)
+        among = f"retrieval_top1_of_{len(items)}"
+        return {f"{prefix}{among}": by_picture, f"{prefix}picture_{among}": by_caption}
+
     def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
         """For eight pictures, the best of 64 captions beside the true one; and the retrieval accuracy."""
-        lines = [f"image-to-text retrieval among 64: {self.retrieval(64):.3f}"]
-        items = [i * (self.items - 1) // 63 for i in range(64)]
+        items = _evenly_distinct([record.captions[0] for record in self.records], RETRIEVED_AMONG)
+        best: list[int] = self._scores(network, self.records, self.pixels, items).argmax(dim=1).tolist()
+        right = sum(k == found for k, found in enumerate(best)) / len(best)
         captions = [self.records[i].captions[0] for i in items]
-        image, text = self._features(items)
-        best: list[int] = (image @ text.T).argmax(dim=1).tolist()
-        lines += [f"{captions[k]!r} <- {captions[best[k]]!r}" for k in range(8)]
+        lines = [f"image-to-text retrieval among {len(items)}: {right:.3f}"]
+        lines += [f"{captions[k]!r} <- {captions[found]!r}" for k, found in enumerate(best[:8])]
         (folder / f"step_{step:08d}.txt").write_text("\n".join(lines) + "\n")
 
-    def retrieval(self, among: int, groups: int = 8) -> float:
-        """Share of pictures whose own caption ranks first among `among`, averaged over `groups` fixed groups."""
-        right = 0.0
-        for group in range(groups):
-            generator = torch.Generator().manual_seed(group)
-            items: list[int] = torch.randperm(self.items, generator=generator)[:among].tolist()
-            image, text = self._features(items)
-            right += float(((image @ text.T).argmax(dim=1).cpu() == torch.arange(len(items))).float().mean())
-        return right / groups
-
     @torch.inference_mode()
-    def _features(self, items: list[int]) -> tuple[Tensor, Tensor]:
-        self._network.eval()
-        device = next(self._network.parameters()).device
-        captions = [self.records[i].captions[0] for i in items]
-        image, text, _ = self._network(self._pixels(items).to(device), self._token_ids(captions).to(device))
-        return image.float(), text.float()
+    def _scores(self, network: nn.Module, records: list[Record], pixels: Pictures, items: list[int]) -> Tensor:
+        """Cosine of each picture with each first caption, (pictures, captions) on the CPU."""
+        device = next(network.parameters()).device
+        token_ids = self._token_ids([records[i].captions[0] for i in items])
+        image, text, _ = network(self._pictures(pixels, items).to(device), token_ids.to(device))
+        return (image.float() @ text.float().T).cpu()
 
-    def _pixels(self, items: list[int]) -> Tensor:
-        pixels = to_float(self.pixels.batch(items))
-        if pixels.shape[-1] != self.image.side_px:
-            pixels = F.interpolate(pixels, size=(self.image.side_px, self.image.side_px), mode="area")
-        return pixels
+    def _pictures(self, pixels: Pictures, items: list[int]) -> Tensor:
+        """(B, 3, S, S) as the image tower takes them; pictures of any shape are squeezed to its square."""
+        side = (self.image.side_px, self.image.side_px)
+        squares = [F.interpolate(to_float(pixels.batch([item])), size=side, mode="area") for item in items]
+        return clip_normalize(torch.cat(squares))
 
     def _token_ids(self, captions: list[str]) -> Tensor:
         ids = self.tokenizer.encode(captions)
         longest = int((ids == self.text.eos_token_id).int().argmax(dim=1).max()) + 1
         return ids[:, : -(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE]
+
+
+def clip_normalize(pixels: Tensor) -> Tensor:
+    """(B, 3, S, S) in [-1, 1] to what every published CLIP image tower is given."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / std
+
+
+def _evenly_distinct(captions: list[str], count: int) -> list[int]:
+    """At most `count` items of distinct captions, spread evenly over the set."""
+    first: dict[str, int] = {}
+    for item, caption in enumerate(captions):
+        first.setdefault(caption, item)
+    items = list(first.values())
+    count = min(count, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 MAX_LOGIT_SCALE = 100.0
@@ -160,12 +183,16 @@ class CLIPTowers(CustomTextCLIP):
 
 
 def build_towers(text: TextEncoderConfig, image: ImageTowerConfig) -> CLIPTowers:
-    """open_clip's image and text towers at our sizes; the text tower pools the first end token."""
-    check_patches(image.side_px, image.patch_px)
+    """open_clip's image and text towers at our sizes, with the text's activation; the first end token is pooled."""
     return CLIPTowers(
         embed_dim=text.projection_dim,
         vision_cfg=CLIPVisionCfg(
-            layers=image.layers, width=image.width, head_width=64, patch_size=image.patch_px, image_size=image.side_px
+            layers=image.layers,
+            width=image.width,
+            head_width=image.head_width,
+            mlp_ratio=image.mlp_ratio,
+            patch_size=image.patch_px,
+            image_size=image.side_px,
         ),
         text_cfg=CLIPTextCfg(
             context_length=text.max_position_embeddings,

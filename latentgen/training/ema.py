@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from latentgen.training.sharding import parted_like
+
 
 class EMA:
     """avg <- d * avg + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)).
@@ -36,4 +38,4 @@ class EMA:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up the averages of a checkpoint."""
         for name, value in self.shadow.items():
-            value.copy_(tensors[name])
+            value.copy_(parted_like(tensors[name], value))

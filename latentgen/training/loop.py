@@ -3,42 +3,53 @@
 The order is always the same: gradients (accumulated) -> clip -> finite? -> optimizer -> EMA -> log -> sample pictures
 -> checkpoint -> done? So a checkpoint of step n holds everything that n optimizer steps did, and nothing else.
 
-One process, or several under torch's DistributedDataParallel (`accelerate launch`, `torchrun`): sample k of a step is
-computed by process k modulo their number, so two processes take the step that one takes with twice the batch. The first
-process alone writes files; all decide alike when to stop.
+One process, or several (`torchrun`, `accelerate launch`) under torch's DistributedDataParallel or FSDP: sample k of a
+step is computed by process k modulo their number, so two processes take the step that one takes with twice the batch.
+The first process alone writes files; all decide alike when to stop.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    patch_environment,
+)
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from latentgen import __version__
 from latentgen.checkpoints.io import is_finite
 from latentgen.config import TrainConfig
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.training.ema import EMA
-from latentgen.training.optimizer import make_optimizer
-from latentgen.training.processes import device_of, join_processes
-from latentgen.training.rng import Draw, SampleOrder, seed_for
+from latentgen.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from latentgen.training.processes import current_watch, device_of, failures_told, join_processes
+from latentgen.training.rng import Draw, Order, seed_for
 from latentgen.training.run_dir import Checkpoint, RunDir
 from latentgen.training.scaler_state import load_scaler, scaler_tensors
+from latentgen.training.sharding import SWITCH, check_can_shard, is_sharding_asked, shard, unsharded, whole
+from latentgen.training.signals import Stop, StopNow, noted
 
-DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Every process holds all the weights, so the first one can save them."""
+logger = logging.getLogger(__name__)
+
+COMPILER = "inductor"
+"""torch.compile's backend."""
+LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""One process, or several that hold all the weights (DDP) or a part of them each (`sharding`)."""
 
 
 class Objective(Protocol):
@@ -49,9 +60,8 @@ class Objective(Protocol):
         """The trainable module. Its forward is what `loss` calls, so that DDP can wrap it."""
         ...
 
-    @property
-    def items(self) -> int:
-        """Size of the data set."""
+    def order(self, seed: int, samples_per_step: int) -> Order:
+        """Which item the n-th sample of the run is: a function of (seed, n) alone."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
@@ -62,8 +72,12 @@ class Objective(Protocol):
         """The inputs of `loss` for these samples: a NamedTuple of CPU tensors, random through the draws alone."""
         ...
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Mean loss over the batch, and metrics to log (detached scalars)."""
+    def loss(self, network: nn.Module, batch: Any, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean loss over the batch, and metrics to log (detached scalars); `step` optimizer steps were made before."""
+        ...
+
+    def validate(self, network: nn.Module) -> Mapping[str, float]:
+        """Figures of the network as it stands, on samples and draws that are the same every time."""
         ...
 
     def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
@@ -89,18 +103,26 @@ def fit(
     run: RunDir,
     *,
     resume: str | None,
+    override: Sequence[str] = (),
     report: Callable[[Mapping[str, Any]], None],
 ) -> Outcome:
     """Train until `config.max_steps` or `config.max_minutes`, resuming exactly where the run stood.
 
-    The last checkpoint is of the last step, whatever ended the run.
-    Raises RuntimeFailure when a loss, a gradient or a weight is not finite: nothing of that step is saved.
+    report: called in the first process with each line of the log, and with {"told": "step" | "samples" | "checkpoint"}
+    after every step, sheet of samples and checkpoint.
+    override: settings that may differ from those the run was started with. The last checkpoint is of the last step,
+    whatever ended the run.
+    Raises RuntimeFailure when a loss, a gradient or a weight is not finite: nothing of that step is saved. With several
+    processes each ends when one fails, and the failure names it; what all fail at, the first one raises and the others
+    end silently (SystemExit).
     """
-    accelerator = _make_accelerator(config)
-    lock = run.locked() if accelerator.is_main_process else nullcontext()
-    with lock, _signals_noted() as stop:
-        outcome = _Run(objective, config, run, report, accelerator).train(resume, stop)
-        accelerator.wait_for_everyone()
+    with failures_told():
+        accelerator = _make_accelerator(config)
+        with run.locked() if accelerator.is_main_process else nullcontext(), noted() as stop:
+            outcome = _Run(objective, config, run, report, accelerator, stop).train(resume, override)
+            accelerator.wait_for_everyone()
+    if watch := current_watch():
+        watch.close()
     return outcome
 
 
@@ -112,15 +134,20 @@ def check_precision(config: TrainConfig, device: torch.device) -> None:
 
 def _make_accelerator(config: TrainConfig) -> Accelerator:
     check_precision(config, device_of(join_processes()))
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.grad_accum, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-    )
-    if accelerator.distributed_type not in DATA_PARALLEL:
+    # accelerate must not shard as well.
+    with patch_environment(**{SWITCH: "false"}):
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.grad_accum, adjust_scheduler=False, sync_with_dataloader=False
+            ),
+            # Otherwise DDP shares gradients out to its buckets anew after the first step of every start, and the terms
+            # of a sum over three processes are added in another order than in the run that was never stopped.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    if accelerator.distributed_type not in LAUNCHES:
         raise InputError(
-            f"training runs in one process or data-parallel, not under {accelerator.distributed_type.value}",
+            f"training runs in one process, data-parallel or sharded, not under {accelerator.distributed_type.value}",
             hint="launch with torchrun, or set up `accelerate config` for multi-GPU",
         )
     return accelerator
@@ -129,6 +156,10 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
 class _Run:
     """A run in progress: what is trained, and how far it is."""
 
+    raw_optimizer: torch.optim.AdamW
+    parameters: dict[str, nn.Parameter]
+    ema: EMA | None
+
     def __init__(
         self,
         objective: Objective,
@@ -136,58 +167,132 @@ class _Run:
         run: RunDir,
         report: Callable[[Mapping[str, Any]], None],
         accelerator: Accelerator,
+        stop: Stop,
     ) -> None:
         self.objective, self.config, self.run, self.report = objective, config, run, report
-        self.accelerator = accelerator
+        self.accelerator, self.stop, self.watch = accelerator, stop, current_watch()
+        self.is_main, self.processes = accelerator.is_main_process, accelerator.num_processes
+        self.sharded = self.processes > 1 and is_sharding_asked()
         self.bare_network = objective.network.to(accelerator.device)
-        self.raw_optimizer = make_optimizer(
-            self.bare_network,
-            lr=config.lr,
-            muon_lr=config.muon_lr,
-            weight_decay=config.weight_decay,
-            beta2=config.adam_beta2,
-        )
-        self.parameters: dict[str, nn.Parameter] = dict(self.bare_network.named_parameters())
-        self.ema = EMA(self.bare_network, config.ema_decay) if config.ema_decay is not None else None
-        self.order = SampleOrder(objective.items, config.seed)
+        if self.sharded:
+            check_can_shard(self.bare_network, config)
+        self.order = objective.order(config.seed, config.batch_size * config.grad_accum * self.processes)
         self.step = 0
         self.images_seen = 0
         self.interrupted_by: int | None = None
         self.saved_at: int | None = None
         self.sampled_at: int | None = None
+        self.validated_at: int | None = None
 
-    def train(self, resume: str | None, stop: _Stop) -> Outcome:
+    def train(self, resume: str | None, override: Sequence[str]) -> Outcome:
         config = self.config
-        self.start(resume)
-        # The names of the weights are those of the bare network; `network` may be wrapped.
-        network, optimizer = self.accelerator.prepare(self.bare_network, self.raw_optimizer)
+        network, optimizer = self.prepare(self.start(resume, override))
         network.train()
         clock = _Clock(self.images_seen)
-        while not self.ends(clock, stop):
-            loss, metrics, grad_norm = self.one_step(network, optimizer)
+        latest: tuple[float, Mapping[str, Tensor], float] | None = None
+        while not self.ends(clock):
+            with compiler_failures_named() if config.compile else nullcontext():
+                latest = self.one_step(network, optimizer)
+            self.tell("step", loss=latest[0])
             if self.step % config.log_every_steps == 0:
-                self.log(loss, metrics, grad_norm, clock)
+                self.log(*latest, clock)
+            if config.validate_every_steps and self.step % config.validate_every_steps == 0:
+                self.validate()
             if config.sample_every_steps and self.step % config.sample_every_steps == 0:
                 self.write_samples()
             if self.step % config.save_every_steps == 0:
                 self.save()
+        if latest is not None and self.step % config.log_every_steps:
+            self.log(*latest, clock)  # the last step, so that the shortest run has a loss to show
         self.save()
         if self.interrupted_by is None:
+            self.validate()
             self.write_samples()
-        return Outcome(self.step, self.images_seen, self.interrupted_by, self.accelerator.is_main_process)
+            # A signal at the very end, too, is answered by ending: resuming draws what is missing.
+            (number,) = self.largest_over_processes(self.stop.signal_number or 0)
+            self.interrupted_by = number or None
+        return Outcome(self.step, self.images_seen, self.interrupted_by, self.is_main)
 
-    def start(self, resume: str | None) -> None:
+    def start(self, resume: str | None, override: Sequence[str]) -> Checkpoint | None:
         """The first process checks the run's folder and begins it; then all take up the same checkpoint, if any."""
         accelerator = self.accelerator
-        described = {**asdict(self.config), **self.objective.describe(), "processes": accelerator.num_processes}
-        checkpoint = self.run.start(described, resume=resume) if accelerator.is_main_process else None
+        described = {**asdict(self.config), **self.objective.describe(), "processes": self.processes}
+        if self.sharded:
+            described["sharded"] = True
+        if accelerator.device.type == "cpu":  # where threads share out the terms of a sum
+            described["threads"] = torch.get_num_threads()
+        checkpoint = self.run.start(described, resume=resume, override=override) if self.is_main else None
         accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
+        if not self.is_main:
             checkpoint = self.run.latest()
+        self.step = checkpoint.step if checkpoint is not None else 0
+        self.images_seen = checkpoint.images_seen if checkpoint is not None else 0
+        self.saved_at = checkpoint.step if checkpoint is not None else None
+        furthest, least = self.largest_over_processes(self.step, -self.step)
+        if furthest != -least:
+            raise InputError(
+                f"the processes do not see the same checkpoint in {self.run.path}",
+                hint="put --out on a disk that all machines share",
+            )
+        if self.config.max_steps is not None and self.step > self.config.max_steps:
+            raise InputError(
+                f"the run stands at step {self.step}, beyond --max-steps {self.config.max_steps}",
+                hint="give a later last step",
+            )
+        if self.is_main:
+            event = {"start": True, "step": self.step, "images_seen": self.images_seen, **self.surroundings()}
+            self.run.log(event)
+            self.report(event)
+        return checkpoint
+
+    def tell(self, what: str, **more: Any) -> None:
+        """Report what happened at this step and is not in the log."""
+        if self.is_main:
+            self.report({"told": what, "step": self.step, "images_seen": self.images_seen, **more})
+
+    def surroundings(self) -> Mapping[str, Any]:
+        """What trains where: for people, and no condition of a resume."""
+        parameters = list(self.bare_network.parameters())
+        return {
+            "processes": self.processes,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "parameters": sum(each.numel() for each in parameters),
+            "trainable": sum(each.numel() for each in parameters if each.requires_grad),
+            "device": self.accelerator.device.type,
+            "latentgen": __version__,
+            "torch": torch.__version__,
+        }
+
+    def prepare(self, checkpoint: Checkpoint | None) -> tuple[nn.Module, Any]:
+        """The network as it is called in a step, and its optimizer, in the state of the checkpoint.
+
+        The names of the weights are those of the bare network; what is called may be wrapped.
+        """
+        config, bare = self.config, self.bare_network
         if checkpoint is not None:
-            self.restore(checkpoint)
-        if accelerator.is_main_process:
-            self.run.log({"start": True, "step": self.step, "processes": accelerator.num_processes})
+            try:
+                bare.load_state_dict(checkpoint.model, strict=True)
+            except RuntimeError as error:
+                raise InputError(f"the checkpoint in {self.run.path} is of another network: {error}") from error
+        if self.sharded:
+            shard(bare, self.accelerator.device, self.processes)
+        self.parameters = dict(bare.named_parameters())
+        self.ema = EMA(bare, config.ema_decay) if config.ema_decay is not None else None
+        self.raw_optimizer = make_optimizer(
+            bare, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, beta2=config.adam_beta2
+        )
+        if checkpoint is not None:
+            if self.ema is not None and checkpoint.ema:
+                self.ema.load(checkpoint.ema)
+            state = load_scaler(self.accelerator.scaler, checkpoint.optimizer)
+            if fresh := load_optimizer(self.raw_optimizer, self.parameters, state):
+                logger.warning("%d parameters begin with a fresh optimizer state: they have another one now", fresh)
+        if config.compile:
+            bare.compile(backend=COMPILER)  # in place: the names stay
+        if self.sharded:
+            return bare, self.accelerator.prepare_optimizer(self.raw_optimizer, device_placement=False)
+        network, optimizer = self.accelerator.prepare(bare, self.raw_optimizer)
+        return network, optimizer
 
     def one_step(self, network: nn.Module, optimizer: Any) -> tuple[float, Mapping[str, Tensor], float]:
         """One optimizer step; gives back mean loss, mean metrics and the gradient's norm before clipping."""
@@ -199,9 +304,13 @@ class _Run:
         loss_mean, grad_norm = math.nan, math.nan
         for _ in range(config.grad_accum):
             batch = self.next_batch()
+            self.advance()
             with accelerator.accumulate(network):
+                if isinstance(network, FSDPModule):
+                    network.set_requires_gradient_sync(accelerator.sync_gradients)
                 with accelerator.autocast():
-                    loss, metrics = self.objective.loss(network, batch)
+                    loss, metrics = self.objective.loss(network, batch, self.step)
+                self.advance()
                 accelerator.backward(loss)
                 loss_sum += loss.detach()
                 for name, value in metrics.items():
@@ -209,7 +318,7 @@ class _Run:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm)
                     loss_mean = float(self.over_processes(loss_sum / config.grad_accum))
-                    grad_norm = float(norm) if norm is not None else math.nan
+                    grad_norm = float(whole(norm)) if norm is not None else math.nan
                     self.check_finite(loss_mean, grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -240,22 +349,34 @@ class _Run:
         if math.isfinite(loss) and (math.isfinite(grad_norm) or self.accelerator.scaler is not None):
             return
         what = f"the gradient's norm became {grad_norm}" if math.isfinite(loss) else f"the loss became {loss}"
-        if self.accelerator.is_main_process:
-            self.run.log({"step": self.step + 1, "loss": loss, "grad_norm": grad_norm, "failed": True})
+        if self.watch is not None:  # nobody is lost: all stop here
+            self.watch.close()
+        if not self.is_main:
+            raise SystemExit(RuntimeFailure.exit_code)
+        self.run.log({"step": self.step + 1, "loss": loss, "grad_norm": grad_norm, "failed": True})
         raise RuntimeFailure(f"{what} at step {self.step + 1}", hint="lower --lr; the last checkpoint is intact")
 
-    def ends(self, clock: _Clock, stop: _Stop) -> bool:
+    def advance(self) -> None:
+        """Tell the other processes that this one comes on."""
+        if self.watch is not None:
+            self.watch.advance()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A block in which this process works while the others wait, however long."""
+        return self.watch.out_of_loop() if self.watch is not None else nullcontext()
+
+    def ends(self, clock: _Clock) -> bool:
         """Whether the run is over, by its steps, its time or a signal; the same answer in every process."""
         config = self.config
         if config.max_steps is not None and self.step >= config.max_steps:
             return True
         late = config.max_minutes is not None and clock.elapsed_s >= 60 * config.max_minutes
-        any_late, signal_number = self.largest_over_processes(int(late), stop.signal_number or 0)
+        any_late, signal_number = self.largest_over_processes(int(late), self.stop.signal_number or 0)
         self.interrupted_by = signal_number or None
         return bool(any_late or signal_number)
 
     def largest_over_processes(self, *values: int) -> list[int]:
-        if self.accelerator.num_processes == 1:
+        if self.processes == 1:
             return list(values)
         shared = torch.tensor(values, device=self.accelerator.device)
         torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
@@ -273,54 +394,93 @@ class _Run:
             "samples_per_s": round(clock.samples_per_s(self.images_seen), 2),
             "elapsed_s": round(clock.elapsed_s, 1),
         }
-        if self.accelerator.is_main_process:
+        if self.is_main:
             self.run.log(event)
             self.report(event)
 
     def save(self) -> None:
-        """Publish a checkpoint of this step, once."""
-        if not self.accelerator.is_main_process or self.saved_at == self.step:
+        """Publish a checkpoint of this step, once. Sharded tensors are put together, which takes all processes."""
+        if self.saved_at == self.step or not (self.is_main or self.sharded):
             return
-        model = {name: value.detach().cpu() for name, value in self.bare_network.state_dict().items()}
-        ema = {name: value.cpu() for name, value in self.ema.shadow.items()} if self.ema is not None else {}
-        optimizer = {
-            f"{name}:{key}": torch.as_tensor(value).detach().cpu()
-            for name, parameter in self.parameters.items()
-            for key, value in self.raw_optimizer.state.get(parameter, {}).items()
-        }
-        optimizer |= scaler_tensors(self.accelerator.scaler)
-        for tensors in (model, ema, optimizer):
+        with self.alone():
+            model = self.on_cpu(self.bare_network.state_dict())
+            ema = self.on_cpu(self.ema.shadow) if self.ema is not None else {}
+            optimizer = self.on_cpu(optimizer_tensors(self.raw_optimizer, self.parameters))
+            optimizer |= scaler_tensors(self.accelerator.scaler)
+            if self.is_main:
+                self.write(Checkpoint(self.step, self.images_seen, model, ema, optimizer))
+        self.saved_at = self.step
+        self.tell("checkpoint")
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        for tensors in (checkpoint.model, checkpoint.ema, checkpoint.optimizer):
             for name, value in tensors.items():
                 if not is_finite(value):
                     hint = "lower --lr; the last checkpoint is intact"
                     raise RuntimeFailure(f"{name} is not finite after step {self.step}", hint=hint)
-        self.run.save(Checkpoint(self.step, self.images_seen, model, ema, optimizer), keep=self.config.keep)
-        self.saved_at = self.step
+        self.run.save(checkpoint, keep=self.config.keep)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        self.step, self.images_seen = checkpoint.step, checkpoint.images_seen
-        self.saved_at = checkpoint.step
-        self.bare_network.load_state_dict(checkpoint.model, strict=True)
-        if self.ema is not None:
-            self.ema.load(checkpoint.ema)
-        for key, value in load_scaler(self.accelerator.scaler, checkpoint.optimizer).items():
-            name, _, field = key.rpartition(":")
-            parameter = self.parameters[name]
-            self.raw_optimizer.state[parameter][field] = value.to(parameter.device)
+    def on_cpu(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors in the first process; nothing in the others, whose parts go into them."""
+        gathered = ((name, whole(value.detach())) for name, value in tensors.items())
+        return {name: value.cpu() for name, value in gathered if self.is_main}
 
     def write_samples(self) -> None:
         """Sample pictures from the averaged weights, then put the training weights back; once a step."""
-        if not self.accelerator.is_main_process or self.sampled_at == self.step:
+        if self.sampled_at == self.step or not (self.is_main or self.sharded):
             return
-        network = self.bare_network
-        network.eval()
+        self.sampled_at = self.step
         try:
-            with averaged_weights(network, self.ema), torch.inference_mode():
-                self.objective.write_samples(network, self.run.samples, self.step)
+            kept = self.run.sample_folder() if self.is_main else TemporaryDirectory()
+            with self.averaged_network() as network, kept as folder, self.stop.breaking():
+                self.objective.write_samples(network, Path(folder), self.step)
         except OSError as error:
             raise RuntimeFailure(f"cannot write sample pictures: {error.strerror or error}") from None
+        except StopNow:
+            return
+        self.tell("samples")
+
+    def validate(self) -> None:
+        """Log the objective's figures of the averaged weights; once a step."""
+        if self.validated_at == self.step or not (self.is_main or self.sharded):
+            return
+        self.validated_at = self.step
+        try:
+            with self.averaged_network() as network, self.stop.breaking():
+                figures = self.objective.validate(network)
+        except StopNow:
+            return
+        if figures and self.is_main:
+            event = {"step": self.step, "images_seen": self.images_seen, "validation": True, **figures}
+            self.run.log(event)
+            self.report(event)
+
+    @contextmanager
+    def averaged_network(self) -> Generator[nn.Module]:
+        """The bare network with the averaged weights, as it is used after training.
+
+        The first process uses it alone. Of a sharded network all processes make the same use: FSDP takes note in each
+        of the order in which blocks run, and orders its collectives by it.
+        """
+        network = self.bare_network
+        network.eval()
+        gathered = unsharded(network) if self.sharded else nullcontext()
+        with self.alone(), averaged_weights(network, self.ema), gathered, torch.inference_mode():
+            yield network
         network.train()
-        self.sampled_at = self.step
+
+
+@contextmanager
+def compiler_failures_named() -> Generator[None]:
+    """Raise RuntimeFailure for what torch.compile cannot do here, for instance without a C++ compiler on a CPU."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second, which --compile has
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = str(error).strip().splitlines()
+        hint = "it needs a C++ compiler on a CPU and Triton on a GPU; leave out --compile"
+        raise RuntimeFailure(f"torch.compile failed: {cause[0] if cause else error!r}", hint=hint) from error
 
 
 @contextmanager
@@ -353,30 +513,3 @@ class _Clock:
         rate = (images_seen - self._logged_at) / max(now - self._logged, 1e-9)
         self._logged, self._logged_at = now, images_seen
         return rate
-
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks for a clean end after the step; a second one ends at once."""
-
-    signal_number: int | None = None
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise KeyboardInterrupt
-        self.signal_number = number
-        print("stopping after this step, then saving (again to stop at once)", file=sys.stderr)
-
-
-@contextmanager
-def _signals_noted() -> Generator[_Stop]:
-    """Within the block signals are noted; only the main thread of a program may ask for that."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

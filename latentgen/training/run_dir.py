@@ -6,20 +6,20 @@
     step_NNNNNNNN/         model.safetensors, ema.safetensors, optimizer.safetensors, manifest.json
 
 A checkpoint is written into a temporary folder beside its place, every file is flushed to disk, the manifest with
-sizes and SHA-256 comes last, then the folder is renamed. Old checkpoints are removed only after that. So a process
-killed at any moment leaves the previous checkpoint or the new one, never half of one.
+sizes and SHA-256 comes last, then the folder is renamed. Old checkpoints are removed only after the new one has been
+read back and verified. So a process killed at any moment leaves the previous checkpoint or the new one, never half of
+one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,14 @@ from torch import Tensor
 from latentgen.checkpoints.io import read_tensors, sha256, sync_folder, write_tensors
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.jsonfile import write_json
+from latentgen.training.run_lock import locked
+from latentgen.training.run_settings import CONFIG, check_settings, write_override, write_settings
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.json"
 MANIFEST = "manifest.json"
-MAY_CHANGE_ON_RESUME = frozenset(
-    {"max_steps", "max_minutes", "save_every_steps", "keep", "sample_every_steps", "log_every_steps"}
-)
-"""Settings that do not change what a step computes. A cosine schedule's `max_steps` does."""
+ASIDE = ".tmp-"
+"""How the name of what is being written, or removed, begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +59,28 @@ class RunDir:
 
     # Starting and resuming
 
-    def start(self, config: Mapping[str, Any], *, resume: str | None) -> Checkpoint | None:
-        """Begin a run or take one up again; None for a fresh start.
+    def start(
+        self, config: Mapping[str, Any], *, resume: str | None, override: Sequence[str] = ()
+    ) -> Checkpoint | None:
+        """Begin a run or take one up again; None for a fresh start. What a killed process left half-written is removed.
 
         resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case). A run that was
         stopped before its first checkpoint is begun again, with settings as they are now.
-        Raises InputError when the folder's config differs from `config`, naming the keys.
+        override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
+        Raises InputError when other settings differ, naming the keys.
         """
         self.check_start(resume)
-        settings: dict[str, Any] = json.loads(json.dumps(config))  # as they read back: tuples are lists
-        if self.checkpoint_folders():
-            self._check_config(settings)
-            return self.latest()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / CONFIG, settings)
-        except OSError as error:
-            raise RuntimeFailure(f"cannot write to {self.path}: {error.strerror}") from None
-        return None
+        self._clean()
+        self._mend_log()
+        if not self.checkpoint_folders():
+            write_settings(self.path, config)
+            return None
+        differences = check_settings(self.path, config, override=override)
+        checkpoint = self.latest()
+        if differences and checkpoint is not None:
+            write_override(self.path, differences, checkpoint.step)
+            self.log({"override": {key: list(values) for key, values in differences.items()}, "step": checkpoint.step})
+        return checkpoint
 
     def check_start(self, resume: str | None) -> None:
         """Whether the folder holds a run, as `resume` has it: a look that can be had before anything is computed."""
@@ -87,25 +90,6 @@ class RunDir:
             raise InputError(f"{self.path} already holds a run", hint=hint)
         if not started and resume == "latest":
             raise ModelNotFoundError(f"{self.path} holds no run to resume", hint="leave --resume out to start one")
-
-    def _check_config(self, config: dict[str, Any]) -> None:
-        try:
-            before: dict[str, Any] = json.loads((self.path / CONFIG).read_text())
-        except (OSError, ValueError) as error:
-            hint = "without it nobody can say whether the run may go on; restore it, or choose another --out"
-            raise RuntimeFailure(f"{self.path / CONFIG} cannot be read: {error}", hint=hint) from error
-        may_change = MAY_CHANGE_ON_RESUME
-        if config.get("lr_scheduler") == "cosine":  # the learning rate of every step depends on the last
-            may_change -= {"max_steps"}
-        changed = {
-            key: (before.get(key), config.get(key))
-            for key in sorted(before.keys() | config.keys())
-            if key not in may_change and before.get(key) != config.get(key)
-        }
-        if changed:
-            differences = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in changed.items())
-            hint = "use the same, or another --out"
-            raise InputError(f"cannot resume {self.path}: its settings differ: {differences}", hint=hint)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, with a warning about newer ones that do not; None if there is none yet.
@@ -135,46 +119,31 @@ class RunDir:
         found = [path for path in self.path.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
         return sorted(found, key=_step_of)
 
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Hold the run for this process; the kernel lets go when the process dies, however it dies."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}", hint="choose another --out") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
-                raise InputError(f"another process ({holder}) is training in {self.path}") from None
-            lock.truncate(0)
-            lock.write(f"pid {os.getpid()}")
-            lock.flush()
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the run for this process; see `run_lock`."""
+        return locked(self.path)
 
     # Writing
 
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
-        """Publish a checkpoint, then remove all but the newest `keep`.
+        """Publish a checkpoint and read it back, then remove all but the newest `keep`.
 
         A sound checkpoint of the same step is left as it is: it holds the same numbers.
-        Raises RuntimeFailure if the disk refuses; earlier checkpoints are then as they were.
+        Raises RuntimeFailure if the disk refuses or gives back other bytes; earlier checkpoints are then as they were.
         """
         place = self.path / f"step_{checkpoint.step:08d}"
         if _verified_manifest(place) is not None:
             return place
-        aside = self.path / f".tmp-{checkpoint.step}-{os.getpid()}"
+        aside = self.path / f"{ASIDE}{checkpoint.step}-{os.getpid()}"
         try:
-            for leftover in self.path.glob(".tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._clean()
             aside.mkdir(parents=True)
             _write_checkpoint(checkpoint, aside)
             self._remove(place)  # a damaged one
             aside.rename(place)
             sync_folder(self.path)
+            if _verified_manifest(place) is None:
+                raise RuntimeFailure(f"{place} does not read back as it was written", hint="is the disk sound?")
             published = self.checkpoint_folders()
             kept = [folder for folder in published if _step_of(folder) <= checkpoint.step][-keep:]
             for folder in published:
@@ -187,10 +156,38 @@ class RunDir:
             shutil.rmtree(aside, ignore_errors=True)
         return place
 
+    @contextmanager
+    def sample_folder(self) -> Generator[Path]:
+        """An empty folder to draw into, whose files become those of `samples` when the block ends well."""
+        aside = self.samples / f"{ASIDE}{os.getpid()}"
+        try:
+            aside.mkdir()
+            yield aside
+            for file in aside.iterdir():
+                file.replace(self.samples / file.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Remove what a killed process left: half a checkpoint, half a sheet of samples."""
+        for leftover in (*self.path.glob(f"{ASIDE}*"), *self.path.glob(f"samples/{ASIDE}*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _mend_log(self) -> None:
+        """Cut off a last line that a killed process had not finished."""
+        log = self.path / "log.jsonl"
+        try:
+            if log.exists() and not (text := log.read_bytes()).endswith(b"\n"):
+                os.truncate(log, text.rfind(b"\n") + 1)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot write {log}: {error.strerror}") from None
+
     def _remove(self, folder: Path) -> None:
         """Remove a checkpoint; renamed first, so that half of one never bears the name of a whole one."""
         if folder.exists():
-            condemned = self.path / f".tmp-old-{folder.name}"
+            condemned = self.path / f"{ASIDE}old-{folder.name}"
             folder.rename(condemned)
             shutil.rmtree(condemned, ignore_errors=True)
 

@@ -18,8 +18,8 @@ def scaler_tensors(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
 
 
 def load_scaler(scaler: torch.amp.GradScaler | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the scaler its state back; the rest of the tensors is returned."""
-    if scaler is not None:
+    """Give the scaler its state back, if there is one of it; the rest of the tensors is returned."""
+    if scaler is not None and any(name.startswith(PREFIX) for name in tensors):
         kinds = {key: type(value) for key, value in scaler.state_dict().items()}
         scaler.load_state_dict({key: kind(tensors[PREFIX + key].item()) for key, kind in kinds.items()})
     return {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from latentgen.config import ModelConfig, VAEConfig
 from latentgen.errors import ConfigError
 
+DISCRIMINATOR_LAYERS = 3
+"""Layers of the patch discriminator that halve the side (`training/discriminator.py`)."""
 
-def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder_only: bool) -> None:
-    """Raise ConfigError for what would fail later: sides that the VAE cannot halve, statistics with no place."""
+
+def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, discriminator: bool = False) -> None:
+    """Raise ConfigError for sides that the VAE cannot halve, or crops in which there is no patch to judge."""
     _check_multiple("--resolution", side_px, config.downscale, "this VAE halves them")
     _check_multiple("--crop", crop_px, config.downscale, "this VAE halves them")
     if crop_px > side_px:
@@ -17,10 +22,17 @@ def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, decoder
             f"{config.latent_channels} latent channels cannot come from {config.block_out_channels[-1]} features",
             hint="lower --latent-channels, or widen the last of --channels",
         )
-    if not decoder_only and not (config.use_quant_conv and config.use_post_quant_conv):
+    least_px = 3 * 2**DISCRIMINATOR_LAYERS  # each of its last two convolutions takes one off three
+    if discriminator and crop_px < least_px:
+        raise ConfigError(f"--crop {crop_px} holds no patch for the discriminator: it takes at least {least_px} px")
+
+
+def check_crop_fits(crop_px: int, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise ConfigError when a picture of the set, (height, width) each, is too small for the crop."""
+    least_px = min(min(shape) for shape in shapes)
+    if crop_px > least_px:
         raise ConfigError(
-            "a VAE without quant_conv and post_quant_conv has no place for its latent statistics",
-            hint="--decoder-only trains it as it is",
+            f"--crop {crop_px} is larger than the shortest side of the pictures, {least_px} px", hint="lower --crop"
         )
 
 

@@ -25,8 +25,9 @@ from latentgen.models.tokenizer import Tokenizer
 from latentgen.models.unet import UNet
 from latentgen.models.vae import AutoencoderKL
 from latentgen.samplers.registry import get_sampler
-from latentgen.training.caches import ContextCache, LatentCache
-from latentgen.training.rng import Draw
+from latentgen.training.caches import Contexts, LatentCache
+from latentgen.training.rng import Draw, Order, sample_order
+from latentgen.training.unet_validation import fixed_noise, fixed_timesteps, summarise
 
 TimestepSampling = Literal["uniform", "logit-normal"]
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -42,6 +43,9 @@ class UNetObjectiveConfig:
     """uniform, or logit-normal(0, 1) in t/T: more of the middle (arXiv:2403.03206, section 3.1)."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv:2303.09556); None: plain MSE."""
+    noise_offset: float = 0.0
+    """Spread of a number added to all the noise of a sample's channel, so that pictures may become dark or bright as a
+    whole ("Diffusion with Offset Noise", crosslabs.org; 0.05 to 0.1 is usual)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +81,39 @@ class UNetObjective:
         space: LatentSpace,
         records: list[Record],
         latents: LatentCache,
-        contexts: ContextCache,
+        contexts: Contexts,
         config: UNetObjectiveConfig,
         plan: SamplePlan | None,
         identity: Mapping[str, Any],
+        *,
+        validation: Sequence[int] = (),
     ) -> None:
-        """identity: fingerprints of the data and of the frozen parts; a resumed run must share them."""
+        """identity: fingerprints of the data and of the frozen parts; a resumed run must share them.
+
+        validation: items of the data set that are not trained on, but that `validate` measures.
+        """
         self._network, self.diffusion, self.space = network, diffusion, space
         self.records, self.latents, self.contexts = records, latents, contexts
         self.config, self.plan, self.identity = config, plan, identity
         self.schedule = NoiseSchedule.from_config(diffusion)
+        self.validation = tuple(validation)
+        self._trained = sorted(set(range(len(records))) - set(validation))
 
     @property
     def network(self) -> UNet:
         return self._network
 
-    @property
-    def items(self) -> int:
-        return len(self.records)
+    def order(self, seed: int, samples_per_step: int) -> Order:
+        """Of the items that are trained on; a draw's `item` counts these."""
+        shapes = self.latents.shapes
+        return sample_order([shapes[item] for item in self._trained], seed, samples_per_step)
 
     def describe(self) -> Mapping[str, Any]:
         return {
             "objective": "unet",
             "unet": asdict(self._network.config),
             "diffusion": asdict(self.diffusion),
+            "validation_pictures": len(self.validation),
             **asdict(self.config),
             **self.identity,
         }
@@ -110,10 +123,11 @@ class UNetObjective:
         eps: list[Tensor] = []
         contexts: list[Tensor] = []
         for draw in draws:
-            mean = self.latents.mean(draw.item)
+            item = self._trained[draw.item]
+            mean = self.latents.mean(item)
             latents.append(self.space.normalize(mean))
-            eps.append(torch.randn(mean.shape, generator=draw.generator("noise")))
-            contexts.append(self.contexts.context(self._caption(draw)))
+            eps.append(self._noise(draw, mean.shape))
+            contexts.append(self.contexts.context(self._caption(draw, item)))
         t = torch.tensor([self.timestep(draw) for draw in draws])
         return UNetBatch(torch.stack(latents), torch.stack(eps), t, torch.stack(contexts))
 
@@ -126,7 +140,7 @@ class UNetObjective:
             u = float(torch.sigmoid(torch.special.ndtri(torch.tensor(u, dtype=torch.float64))))
         return min(int(u * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
 
-    def loss(self, network: nn.Module, batch: UNetBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: UNetBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         noisy = self.schedule.add_noise(batch.latents, batch.eps, batch.t)
         target = training_target(self.schedule, self.diffusion.prediction_type, batch.latents, batch.eps, batch.t)
         gamma = self.config.min_snr_gamma
@@ -135,8 +149,29 @@ class UNetObjective:
             weights = min_snr_weights(self.schedule, self.diffusion.prediction_type, batch.t, gamma)
         return diffusion_loss(network(noisy, batch.t, batch.context), target, weights).mean(), {}
 
+    def validate(self, network: nn.Module) -> Mapping[str, float]:
+        """val_loss: the mean squared error, unweighted, on the pictures set aside, with their first captions; and
+        val_loss_t1 to val_loss_t4, the same by quarter of the schedule, from nearly clean to noise. No figures without
+        such pictures. A picture is a batch of its own, so the training batch changes nothing.
+        """
+        if not self.validation:
+            return {}
+        device = next(network.parameters()).device
+        errors: list[Tensor] = []
+        for picture, item in enumerate(self.validation):
+            latents = self.space.normalize(self.latents.mean(item))
+            context = self.contexts.context(self.records[item].captions[0])
+            eps = fixed_noise(picture, latents.shape)
+            t = fixed_timesteps(picture, self.schedule.num_timesteps)
+            repeated = (each.expand(len(t), *each.shape) for each in (latents, context))
+            latents, context, eps, t = (each.to(device) for each in (*repeated, eps, t))
+            prediction = network(self.schedule.add_noise(latents, eps, t), t, context)
+            target = training_target(self.schedule, self.diffusion.prediction_type, latents, eps, t)
+            errors.append(diffusion_loss(prediction, target).cpu())
+        return summarise(torch.stack(errors))
+
     def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
-        """A sheet of the plan's prompts, seed k for prompt k."""
+        """A sheet of the plan's prompts, seed k for prompt k; beside it prompts.txt says which they are."""
         if self.plan is None:
             return
         assert isinstance(network, UNet), "the loop hands back the network it was given"
@@ -148,6 +183,7 @@ class UNetObjective:
             tile = Image.fromarray(to_pixels(self.plan.vae.decode(z[None])[0]))
             sheet.paste(tile, (column * defaults.width_px, row * defaults.height_px))
         sheet.save(folder / f"step_{step:08d}.png")
+        (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in self.plan.prompts), encoding="utf-8")
 
     def _draw(self, network: UNet, plan: SamplePlan) -> Tensor:
         """Raw z (B, C, h, w) for the plan's prompts, on the network's device."""
@@ -164,10 +200,18 @@ class UNetObjective:
         latents = sampler(denoise, start, sigmas, noise=lambda: source.draw(shape).to(device))
         return self.space.denormalize(latents)
 
-    def _caption(self, draw: Draw) -> str:
+    def _noise(self, draw: Draw, shape: torch.Size) -> Tensor:
+        """eps (C, h, w) of one sample, with the offset of each channel."""
+        eps = torch.randn(shape, generator=draw.generator("noise"))
+        if self.config.noise_offset:
+            offsets = torch.randn(shape[0], 1, 1, generator=draw.generator("noise offset"))
+            eps = eps + self.config.noise_offset * offsets
+        return eps
+
+    def _caption(self, draw: Draw, item: int) -> str:
         generator = draw.generator("caption")
         dropped, which = torch.rand(2, generator=generator).tolist()
         if dropped < self.config.caption_dropout:
             return ""
-        captions = self.records[draw.item].captions
+        captions = self.records[item].captions
         return captions[int(which * len(captions))]

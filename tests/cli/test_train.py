@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentgen.checkpoints.folder import load_model, load_vae
 from latentgen.checkpoints.io import read_tensors
@@ -27,9 +29,8 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained from scratch is the tiny model."""
-    import latentgen.cli.train
-
-    monkeypatch.setattr(latentgen.cli.train, "EMBEDDED", TINY_MODEL)
+    for command in ("train_vae", "train_clip", "train_unet"):
+        monkeypatch.setattr(f"latentgen.cli.{command}.EMBEDDED", TINY_MODEL)
 
 
 def assert_refused(outcome: Outcome, says: str, code: int = 2) -> None:
@@ -38,6 +39,11 @@ def assert_refused(outcome: Outcome, says: str, code: int = 2) -> None:
     assert len(outcome.err.splitlines()) == 1, outcome.err
     assert outcome.err.startswith("error: ")
     assert says in outcome.err
+
+
+def assert_fails(outcome: Outcome, says: str, code: int = 2) -> None:
+    """As `assert_refused`, where notes may come before the error."""
+    assert_refused(Outcome(outcome.code, outcome.out, outcome.err.splitlines()[-1] + "\n"), says, code)
 
 
 @pytest.mark.usefixtures("tiny_preset")
@@ -55,13 +61,16 @@ def test_from_pictures_to_a_model_that_draws(cli: Cli, pictures: Path, tmp_path:
 
     clip = cli("train-clip", *data, "--out", "clip", "--resolution", "16", "--merges", MERGES, *QUICK)
     assert (clip.code, clip.out) == (0, "clip/model\n"), clip.err
-    assert "retrieval_top1_of_64" in clip.err
+    assert "retrieval_top1_of_12" in clip.err
 
     trained = ("--vae", "vae/model", "--text-encoder", "clip/model")
     more = ("--resolution", "16", "--sample-prompts", prompts, "--sample-every", "1", "--cache", "cache")
     unet = cli("train-unet", *data, *trained, "--out", "unet", *more, *QUICK)
     assert (unet.code, unet.out) == (0, "unet/model\n"), unet.err
-    assert sorted(path.name for path in Path("unet/samples").iterdir()) == ["step_00000001.png", "step_00000002.png"]
+    assert sorted(path.name for path in Path("unet/samples").iterdir()) == [
+        *("prompts.txt", "step_00000001.png", "step_00000002.png")
+    ]
+    assert Path("unet/samples/prompts.txt").read_text() == "a red picture\na blue picture\na grey picture\n"
     assert {path.name.split("-")[0] for path in Path("cache").iterdir()} == {"pixels", "latents", "contexts"}
 
     parts = ("--unet", "unet/model", "--vae", "vae/model", "--text-encoder", "clip/model")
@@ -101,12 +110,70 @@ def test_a_vae_is_trained_further_and_resumed(cli: Cli, pictures: Path, tiny_mod
     assert resumed.code == 0, resumed.err
     assert "step 2/2" in resumed.err
     assert "step 1/2" not in resumed.err
-    assert_refused(
+    assert_fails(
         cli(*common, *sizes, "--max-steps", "3", "--resume", "auto", "--lr", "0.1"), "lr: 0.0005 then, 0.1 now"
     )
     assert_refused(
         cli(*common, *sizes, "--max-steps", "1", "--resume", "latest", "--out", "other"), "no run to resume", code=3
     )
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_run_is_told_as_events_or_not_at_all(cli: Cli, pictures: Path) -> None:
+    """--json: one object a line on stdout, and nothing else there; --quiet: the result alone. Both leave a report.
+
+    --log tensorboard: the same steps, and the sheets.
+    """
+    sizes = ("--resolution", "16", "--crop", "16", *QUICK, "--log-every", "1", "--perceptual", "none")
+    told = cli("train-vae", "--data", pictures, "--out", "told", *sizes, "--json", "--log", "tensorboard")
+    assert told.code == 0, told.err
+    events = [json.loads(line) for line in told.out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["start", "step", "step"]
+    assert kinds[-1] == "done"
+    assert {"checkpoint", "samples"} <= set(kinds)
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2]
+    logged = [json.loads(line) for line in Path("told/log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in logged if "lr" in line] == [e["loss"] for e in events if e["event"] == "step"]
+    assert events[-1]["path"] == "told/model"
+    board = EventAccumulator("told/tensorboard").Reload()
+    assert [each.step for each in board.Scalars("training/loss")] == [1, 2]
+    assert [each.step for each in board.Images("samples")] == [2]
+    assert events[0]["parameters"] == sum(value.numel() for value in load_vae(Path("told/model")).parameters())
+
+    quiet = cli("train-vae", "--data", pictures, "--out", "quiet", *sizes, "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "quiet/model\n", "")
+    for run in ("told", "quiet"):
+        assert ">Finished<" in Path(run, "report.html").read_text()
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_failing_run_says_why_in_its_report(cli: Cli, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentgen.training.vae import VAEObjective
+
+    loss = VAEObjective.loss
+
+    def not_finite(self: VAEObjective, network: object, batch: object, step: int) -> object:
+        value, metrics = loss(self, network, batch, step)  # pyright: ignore[reportArgumentType]
+        return value * (float("nan") if step == 1 else 1.0), metrics
+
+    monkeypatch.setattr(VAEObjective, "loss", not_finite)
+    sizes = ("--resolution", "16", "--crop", "16", *QUICK, "--save-every", "1")
+    outcome = cli("train-vae", "--data", pictures, "--out", "run", *sizes)
+    assert (outcome.code, outcome.out) == (1, "")
+    page = Path("run/report.html").read_text()
+    assert ">Failed<" in page
+    assert "the loss became nan at step 2. Step 1 is saved" in page
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_report_that_cannot_be_written_stops_no_training(
+    cli: Cli, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("run/report.html").mkdir(parents=True)
+    sizes = ("--resolution", "16", "--crop", "16", *QUICK)
+    assert cli("train-vae", "--data", pictures, "--out", "run", *sizes).code == 0
+    assert "run/report.html cannot be written: Is a directory" in caplog.text
 
 
 @pytest.mark.usefixtures("tiny_preset")
@@ -130,8 +197,9 @@ def test_interrupted(cli: Cli, pictures: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (outcome.code, outcome.out) == (130, "")
     assert "saved step 1; the same command with --resume latest goes on from it" in outcome.err
     assert sorted(path.name for path in Path("run").iterdir()) == [
-        *(".lock", "cache", "config.json", "log.jsonl", "step_00000001")
+        *(".lock", "cache", "config.json", "data.json", "log.jsonl", "pictures.json", "report.html", "step_00000001")
     ]
+    assert "A signal ended this run after step 1." in Path("run/report.html").read_text()
     assert cli(*command, "--resume", "latest").out == "run/model\n"
 
 
@@ -141,6 +209,7 @@ MINIMAL = {
     "train-vae": ("--data", "data", "--out", "run", "--max-steps", "5"),
     "train-clip": ("--data", "data", "--out", "run", "--max-steps", "5"),
     "train-unet": ("--data", "data", "--out", "run", "--max-steps", "5", "--vae", "vae", "--text-encoder", "clip"),
+    "train-lora": ("--data", "data", "--out", "run", "--max-steps", "5", "--model", "model"),
 }
 
 
@@ -163,7 +232,7 @@ def test_dry_run_prints_what_would_be_done(command: str, cli: Cli, tmp_path: Pat
     ("arguments", "says"),
     [
         (("--mixed-precision", "fp8"), "--mixed-precision fp8 is not one of no, bf16, fp16"),
-        (("--lr-scheduler", "linear"), "--lr-scheduler linear is not one of constant, cosine"),
+        (("--lr-scheduler", "step"), "--lr-scheduler step is not one of constant, linear, cosine"),
         (("--resume", "yes"), "--resume yes is not one of latest, auto"),
         (("--lr", "0"), "--lr 0.0 must be positive"),
         (("--muon-lr", "nan"), "--muon-lr nan must be positive"),
@@ -183,6 +252,8 @@ def test_bad_options(command: str, arguments: tuple[str, str], says: str, cli: C
     [
         ("train-vae", ("--resolution", "100"), "--resolution 100: sides are multiples of 16"),
         ("train-clip", ("--resolution", "100"), "--resolution 100: sides are multiples of 16"),
+        ("train-vae", ("--out", "data/run"), "--out data/run is in the data folder"),
+        ("train-clip", ("--out", "data"), "--out data is in the data folder"),
         ("train-vae", ("--crop", "100"), "--crop 100: sides are multiples of 16"),
         ("train-vae", ("--crop", "512"), "--crop 512 is larger than the pictures, 256 px"),
         ("train-vae", ("--channels", "16,x"), "--channels 16,x is not a list of widths"),
@@ -213,14 +284,13 @@ def test_a_run_needs_an_end(cli: Cli) -> None:
 
 def test_data_that_is_not_there_or_not_whole(cli: Cli, tmp_path: Path) -> None:
     sizes = ("--resolution", "16", "--crop", "16")
-    assert_refused(cli("train-vae", *MINIMAL["train-vae"], *sizes), "no data folder at data", code=3)
+    assert_fails(cli("train-vae", *MINIMAL["train-vae"], *sizes), "no data folder at data", code=3)
     write_pictures(tmp_path / "data", 2)
     (tmp_path / "data/001.png").write_bytes(b"<html>")
-    outcome = cli("train-vae", *MINIMAL["train-vae"], *sizes)
-    assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].startswith("error: picture 001 in 001.png cannot be read")
+    says = "1 of 2 pictures in data cannot be used: 001.png: no PNG, JPEG or WebP picture"
+    assert_fails(cli("train-vae", *MINIMAL["train-vae"], *sizes), says)
     (tmp_path / "data/001.txt").unlink()
-    assert_refused(cli("train-vae", *MINIMAL["train-vae"], *sizes), "001.png has no caption (write one to 001.txt)")
+    assert_fails(cli("train-vae", *MINIMAL["train-vae"], *sizes), "001.png: no caption: write one to 001.txt")
 
 
 def test_parts_that_do_not_fit(cli: Cli, tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -230,10 +300,17 @@ def test_parts_that_do_not_fit(cli: Cli, tiny_model: Path, pictures: Path, tmp_p
     assert_refused(cli(*common, *parts, "--resolution", "16", "--mixed-precision", "fp16"), "fp16 needs a GPU")
     missing = ("--vae", "nowhere", "--text-encoder", tiny_model)
     assert_refused(cli(*common, *missing, "--resolution", "16"), "nowhere", code=3)
+    (tmp_path / "vae" / "model").mkdir(parents=True)
+    (tmp_path / "vae" / "model" / "vae").symlink_to(tiny_model / "vae")
+    swapped = cli(*common, "--vae", tiny_model, "--text-encoder", "vae/model", "--resolution", "16")
+    assert_refused(swapped, "vae/model holds no text_encoder: only vae", code=3)
+    not_exported = cli("train-lora", "--data", pictures, "--out", "lora", "--max-steps", "1", "--model", "vae")
+    assert_refused(not_exported, "vae is not a model folder: it has no model_index.json (`latentgen export`", code=3)
+    run = cli(*common, "--vae", "vae", "--text-encoder", tiny_model, "--resolution", "16")
+    assert_refused(run, "vae is a training run, not a model (its model is vae/model)", code=3)
     (tmp_path / "file").write_text("")
     taken = cli(*common, *parts, "--resolution", "16", "--out", "file", "--cache", "cache")
-    assert taken.code == 2
-    assert "error: cannot write to file: File exists (choose another --out)" in taken.err
+    assert_refused(taken, "cannot write to file: it is a file (choose another --out)")
 
 
 def test_export_of_parts_that_do_not_fit(cli: Cli, tiny_model: Path) -> None:
@@ -251,12 +328,13 @@ def test_export_of_parts_that_do_not_fit(cli: Cli, tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("command", MINIMAL)
 def test_help_has_an_example_that_parses(command: str, cli: Cli, tmp_path: Path) -> None:
-    """The examples in the help are commands: with --dry-run each of them is accepted."""
+    """The examples in the help are commands: with --dry-run each is accepted, or misses no more than a run it names."""
     text = cli(command, "--help").out
-    module = __import__("latentgen.cli.train", fromlist=["train"])
-    docstring = getattr(module, command.replace("-", "_")).__doc__
+    name = command.replace("-", "_")
+    docstring = getattr(import_module(f"latentgen.cli.{name}"), name).__doc__
     examples = [" ".join(part.split()) for part in docstring.split("\n\n") if part.strip().startswith("latentgen ")]
     assert examples
     for example in examples:
         assert example.split(" --out")[0] in " ".join(text.split()), "it is shown"
-        assert cli(*example.split()[1:], "--dry-run").code == 0
+        outcome = cli(*example.split()[1:], "--dry-run")
+        assert (outcome.code, outcome.err) == (0, "") or outcome.err.startswith("error: no such path: runs/"), example

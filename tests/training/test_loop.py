@@ -28,8 +28,8 @@ class Spoiled(VAEObjective):
         self.countdown, self.what = forward_pass, what
         return self
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        loss, metrics = super().loss(network, batch)
+    def loss(self, network: nn.Module, batch: Any, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        loss, metrics = super().loss(network, batch, step)
         self.countdown -= 1
         if self.countdown == 0:
             if self.what == "loss":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgen.config import DiffusionConfig, TextEncoderConfig, TrainConfig, UNetConfig, VAEConfig
 from latentgen.data.pixels import PixelCache
@@ -130,9 +130,16 @@ class TinyData:
         )
 
 
+def build(data: TinyData, name: str) -> Objective:
+    """The objective of this name: vae, clip or unet."""
+    return {"vae": data.vae, "clip": data.clip, "unet": data.unet}[name]()
+
+
 SHORT_RUN = TrainConfig(
     lr=1e-3, batch_size=4, grad_accum=2, max_steps=6, warmup_steps=2, save_every_steps=100, log_every_steps=1
 )
+LAST = 6
+"""Its last step."""
 
 
 def train(
@@ -141,9 +148,34 @@ def train(
     config: TrainConfig = SHORT_RUN,
     *,
     resume: str | None = None,
+    override: Sequence[str] = (),
     **changes: Any,
 ) -> Outcome:
-    return fit(objective, replace(config, **changes), RunDir(folder), resume=resume, report=lambda event: None)
+    config = replace(config, **changes)
+    return fit(objective, config, RunDir(folder), resume=resume, override=override, report=lambda event: None)
+
+
+class Killed(BaseException):
+    """What ends a run as a SIGKILL would, for all that is on the disk."""
+
+
+def train_until_killed(objective: Objective, folder: Path, forward_passes: int, **changes: Any) -> None:
+    """Train, saving each step, and die after so many forward passes: an odd number is within an accumulation of two."""
+    loss, left = objective.loss, forward_passes
+
+    def dying(network: nn.Module, batch: Any, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return loss(network, batch, step)
+
+    objective.loss = dying  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        train(objective, folder, **{**changes, "save_every_steps": 1, "grad_accum": 2})
+    except Killed:
+        return
+    raise AssertionError("the run was done before it could be killed")
 
 
 def state_hashes(folder: Path, step: int) -> Mapping[str, str]:
@@ -167,4 +199,6 @@ def gradient_difference(first: Path, second: Path) -> float:
 
 
 def log_events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The log's lines about steps: without validations."""
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [event for event in events if not event.get("validation")]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
-from latentgen.training.rng import Draw, SampleOrder, generator_for, seed_for
+from latentgen.training.rng import BucketOrder, Draw, SampleOrder, generator_for, sample_order, seed_for
 
 
 def test_every_epoch_is_a_fresh_permutation() -> None:
@@ -45,3 +47,78 @@ def test_seeds_are_stable_and_fit_into_32_bits() -> None:
 def test_an_empty_data_set_has_no_order() -> None:
     with pytest.raises(ValueError, match="empty"):
         SampleOrder(0, seed=0)
+
+
+# Several shapes
+
+SHAPES = [(8, 8)] * 50 + [(8, 16)] * 23 + [(16, 8)] * 3
+"""Of the last, fewer than a step has samples."""
+SAMPLES_PER_STEP = 8
+
+
+def steps_of(order: BucketOrder, count: int, start: int = 0) -> list[list[int]]:
+    """The items of `count` optimizer steps."""
+    size = SAMPLES_PER_STEP
+    return [[order.draw(size * step + k).item for k in range(size)] for step in range(start, start + count)]
+
+
+def test_one_shape_keeps_the_plain_order() -> None:
+    plain, order = SampleOrder(7, 3), sample_order([(8, 8)] * 7, 3, 4)
+    assert [order.draw(i) for i in range(30)] == [plain.draw(i) for i in range(30)]
+
+
+def test_every_step_has_one_shape() -> None:
+    order = sample_order(SHAPES, 0, SAMPLES_PER_STEP)
+    assert isinstance(order, BucketOrder)
+    steps = steps_of(order, 200)
+    assert all(len({SHAPES[item] for item in items}) == 1 for items in steps)
+    kinds = [SHAPES[items[0]] for items in steps]
+    assert Counter(kinds[:20]).keys() == Counter(kinds).keys() == set(SHAPES)
+    assert len({tuple(kinds[k : k + 9]) for k in range(0, 90, 9)}) > 5, "shapes alternate at random"
+
+
+def test_every_picture_is_seen_about_once_an_epoch_whatever_its_shape() -> None:
+    """76 pictures in steps of 8: after e epochs each was seen e times, give or take what one step holds."""
+    order = BucketOrder(SHAPES, 1, SAMPLES_PER_STEP)
+    seen: Counter[int] = Counter()
+    samples = 0
+    for step, items in enumerate(steps_of(order, 76 * 5)):
+        seen.update(items)
+        samples += len(items)
+        if step % 19 == 18:
+            epochs = samples / len(SHAPES)
+            for shape in set(SHAPES):
+                bucket = [item for item, each in enumerate(SHAPES) if each == shape]
+                counts = [seen[item] for item in bucket]
+                assert max(counts) - min(counts) <= 1, "one permutation after another"
+                slack = 2 * SAMPLES_PER_STEP / len(bucket) + 1
+                assert abs(sum(counts) / len(bucket) - epochs) <= slack, (shape, epochs)
+    assert sum(seen.values()) / len(SHAPES) == 40
+
+
+def test_a_bucketed_draw_depends_on_seed_and_index_alone() -> None:
+    """Resumed anywhere, forwards or backwards, the rest is the same."""
+    whole = steps_of(BucketOrder(SHAPES, 5, SAMPLES_PER_STEP), 120)
+    for start in (1, 37, 119):
+        assert steps_of(BucketOrder(SHAPES, 5, SAMPLES_PER_STEP), 120 - start, start) == whole[start:]
+    backward = BucketOrder(SHAPES, 5, SAMPLES_PER_STEP)
+    assert [steps_of(backward, 1, start)[0] for start in reversed(range(120))] == whole[::-1]
+    assert steps_of(BucketOrder(SHAPES, 6, SAMPLES_PER_STEP), 20) != whole[:20]
+    assert steps_of(BucketOrder(SHAPES, 5, SAMPLES_PER_STEP), 2, 10**6), "far ahead, at once"
+
+
+@pytest.mark.parametrize("shapes", [[(8, 8)] * 20, SHAPES])
+def test_processes_share_a_step_without_overlap(shapes: list[tuple[int, int]]) -> None:
+    """Sample k goes to process k modulo their number, as the loop has it: disjoint, and together all of one process."""
+    processes = 2
+    alone = sample_order(shapes, 0, SAMPLES_PER_STEP)
+    mine = [sample_order(shapes, 0, SAMPLES_PER_STEP) for _ in range(processes)]
+    for step in range(40):
+        indices = range(SAMPLES_PER_STEP * step, SAMPLES_PER_STEP * (step + 1))
+        parts = [[order.draw(i) for i in indices if i % processes == rank] for rank, order in enumerate(mine)]
+        assert not {draw.index for draw in parts[0]} & {draw.index for draw in parts[1]}
+        together = sorted((draw for part in parts for draw in part), key=lambda draw: draw.index)
+        assert together == [alone.draw(i) for i in indices]
+    if len(set(shapes)) == 1:  # an epoch of 20: every picture once, in one of the two processes
+        epoch = [[order.draw(i).item for i in range(20) if i % processes == rank] for rank, order in enumerate(mine)]
+        assert sorted(epoch[0] + epoch[1]) == list(range(20))

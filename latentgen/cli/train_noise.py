@@ -1,0 +1,102 @@
+"""What train-unet and train-lora share: the options of a denoising objective, and the lists read from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentgen.cli.train_options import RunOptions, one_of
+from latentgen.errors import InputError
+
+NOISE = "The objective"
+
+CaptionDropout = Annotated[
+    float,
+    typer.Option(
+        "--caption-dropout", min=0, max=1, rich_help_panel=NOISE, help="Share of samples without their caption."
+    ),
+]
+TimestepSampling = Annotated[
+    str, typer.Option("--timestep-sampling", rich_help_panel=NOISE, help="uniform or logit-normal.")
+]
+MinSNRGamma = Annotated[
+    float | None,
+    typer.Option("--min-snr-gamma", "--snr-gamma", rich_help_panel=NOISE, help="Min-SNR weighting; 5 is usual."),
+]
+NoiseOffset = Annotated[
+    float,
+    typer.Option(
+        "--noise-offset", min=0, rich_help_panel=NOISE, help="Offset noise, for darker and brighter pictures; 0.05."
+    ),
+]
+ValidationPictures = Annotated[
+    int | None,
+    typer.Option(
+        "--validation-pictures",
+        min=0,
+        help="Pictures set aside from training to measure val_loss (default: one in 100, at most 64).",
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more computing; same numbers.")
+]
+SamplePrompts = Annotated[
+    Path | None,
+    typer.Option("--sample-prompts", "--validation-prompts", help="A prompt a line, drawn as it trains."),
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of the latent and text caches (default: OUT/cache).")
+]
+
+
+def objective_settings(
+    *, caption_dropout: float, noise_offset: float, timestep_sampling: str, min_snr_gamma: float | None
+) -> dict[str, Any]:
+    """The fields of `UNetObjectiveConfig`. Raises InputError naming the option that is out of range."""
+    if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
+        raise InputError(
+            f"--min-snr-gamma {min_snr_gamma} must be positive and finite", hint="leave it out for plain MSE"
+        )
+    if noise_offset == math.inf:
+        raise InputError(f"--noise-offset {noise_offset} must be finite", hint="0.05 is usual")
+    return {
+        "caption_dropout": caption_dropout,
+        "timestep_sampling": one_of("--timestep-sampling", timestep_sampling, ("uniform", "logit-normal")),
+        "min_snr_gamma": min_snr_gamma,
+        "noise_offset": noise_offset,
+    }
+
+
+def items_set_aside(wanted: int | None, pictures: int, run: RunOptions) -> tuple[int, ...]:
+    """The items that are kept from training. Raises InputError if none are left, or none are there to validate."""
+    from latentgen.training.unet_validation import pictures_to_set_aside, set_aside
+
+    count = pictures_to_set_aside(pictures) if wanted is None else wanted
+    if count >= pictures:
+        raise InputError(f"--validation-pictures {count} leaves none of {pictures} pictures to train on")
+    if run.validate_every and not count:
+        hint = f"--validation-pictures sets some of the {pictures} aside"
+        raise InputError(f"--validate-every {run.validate_every} has no pictures to measure", hint=hint)
+    return set_aside(pictures, count)
+
+
+def prompt_lines(file: Path | None) -> tuple[str, ...]:
+    """The prompts of a file, a line each; empty lines and # comments left out; none without a file.
+
+    Raises InputError for a file that cannot be read or holds none.
+    """
+    if file is None:
+        return ()
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"--sample-prompts {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--sample-prompts {file} is not UTF-8 text: byte {error.start}") from error
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise InputError(f"--sample-prompts {file} holds no prompts")
+    return prompts

@@ -1,0 +1,182 @@
+"""`train-unet`: parse, build the objective, fit, write the diffusion network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from latentgen.cli.train_data import open_pictures
+from latentgen.cli.train_noise import (
+    NOISE,
+    Cache,
+    CaptionDropout,
+    GradientCheckpointing,
+    MinSNRGamma,
+    NoiseOffset,
+    SamplePrompts,
+    TimestepSampling,
+    ValidationPictures,
+    items_set_aside,
+    objective_settings,
+    prompt_lines,
+)
+from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
+from latentgen.cli.train_run import finish, run_training, say_in, start_process
+from latentgen.config import BetaSchedule, PredictionType
+from latentgen.data.records import check_data_folder
+from latentgen.errors import InputError
+from latentgen.presets import EMBEDDED
+
+PredictionTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction-type",
+        rich_help_panel=NOISE,
+        help="epsilon, v_prediction or sample (default: --init's, else v_prediction).",
+    ),
+]
+BetaScheduleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--beta-schedule",
+        rich_help_panel=NOISE,
+        help="linear, scaled_linear or squaredcos_cap_v2 (default: --init's, else squaredcos_cap_v2).",
+    ),
+]
+ZeroTerminalSNR = Annotated[
+    bool,
+    typer.Option(
+        "--zero-terminal-snr",
+        rich_help_panel=NOISE,
+        help="Rescale the betas so that the last step is all noise; with v_prediction or sample.",
+    ),
+]
+
+
+@run_command(batch_size=32, lr=5e-4)
+def train_unet(
+    run: RunOptions,
+    *,
+    vae: Annotated[
+        Path | None, typer.Option("--vae", help="Folder with the VAE: a run's model/ or a model (default: --init's).")
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoder",
+            help="A run's model/, a model or transformers folder, a hub id such as openai/clip-vit-large-patch14, or "
+            "open_clip's ViT-H-14/laion2b_s32b_b79k (default: --init's).",
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch --text-encoder from the hub if it is not in its local cache.")
+    ] = False,
+    init: Init = None,
+    resolution: Resolution = 256,
+    prediction_type: PredictionTypeOption = None,
+    beta_schedule: BetaScheduleOption = None,
+    zero_terminal_snr: ZeroTerminalSNR = False,
+    caption_dropout: CaptionDropout = 0.1,
+    noise_offset: NoiseOffset = 0.0,
+    timestep_sampling: TimestepSampling = "uniform",
+    min_snr_gamma: MinSNRGamma = None,
+    gradient_checkpointing: GradientCheckpointing = False,
+    validation_pictures: ValidationPictures = None,
+    sample_prompts: SamplePrompts = None,
+    cache: Cache = None,
+) -> None:
+    """Train the diffusion network on a frozen VAE and text encoder; writes OUT/model/unet and OUT/model/scheduler.
+
+    latentgen train-unet --data corpus --vae runs/vae/model --text-encoder runs/clip/model --out runs/unet
+    --max-minutes 60
+
+    latentgen train-unet --data pictures --init sd15 --resolution 512 --gradient-checkpointing --out runs/sd15
+    --max-steps 5000
+    """
+    config = run.train_config()
+    settings = objective_settings(
+        caption_dropout=caption_dropout,
+        noise_offset=noise_offset,
+        timestep_sampling=timestep_sampling,
+        min_snr_gamma=min_snr_gamma,
+    )
+    process_settings: dict[str, Any] = {
+        "prediction_type": _choice("--prediction-type", prediction_type, get_args(PredictionType)),
+        "beta_schedule": _choice("--beta-schedule", beta_schedule, get_args(BetaSchedule)),
+        "zero_terminal_snr": zero_terminal_snr,
+    }
+    vae = init if vae is None else vae
+    text_encoder = (None if init is None else str(init)) if text_encoder is None else text_encoder
+    if vae is None or text_encoder is None:
+        missing = "--vae" if vae is None else "--text-encoder"
+        raise InputError(f"{missing} is not given", hint="name one, or a whole model with --init")
+    prompts = prompt_lines(sample_prompts)
+    if run.dry_run:
+        parts = {"vae": vae, "text_encoder": text_encoder, "init": init, "resolution": resolution}
+        return print_settings(config, run, {**parts, **process_settings, **settings, "prompts": prompts})
+    check_data_folder(run.data)
+    from latentgen.checkpoints.layout import read_vae_part
+    from latentgen.checkpoints.text_encoder_names import find_text_encoder
+    from latentgen.training.unet_plan import plan_model
+
+    vae_shape = read_vae_part(vae)
+    found = find_text_encoder(text_encoder, download=download)
+    model = plan_model(EMBEDDED, init, vae_shape, found.config, resolution=resolution, **process_settings)
+    import torch
+
+    from latentgen.checkpoints.folder import load_unet, load_vae, save_defaults, save_diffusion, save_unet
+    from latentgen.checkpoints.text_encoders import load_found
+    from latentgen.data.records import fingerprint
+    from latentgen.diffusion.latents import LatentSpace
+    from latentgen.models.unet import UNet
+    from latentgen.training import unet as training
+    from latentgen.training.caches import ContextCache, LatentCache, weights_fingerprint
+
+    process = start_process(config, run)
+    folder = cache if cache is not None else run.out / "cache"
+    encoder, tokenizer = load_found(found)
+    autoencoder, encoder = load_vae(vae).to(process.device), encoder.to(process.device)
+    torch.manual_seed(run.seed)
+    network = UNet(model.unet) if init is None else load_unet(init)
+    network.config = model.unet
+    if gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    records, pixels = open_pictures(run, resolution, folder, process, size_multiple_px=model.size_multiple_px)
+    say = say_in(process, run)
+    validation = items_set_aside(validation_pictures, len(records), run)
+    if validation:
+        say(f"{len(validation)} of {len(records)} pictures are set aside to measure val_loss")
+    precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    with process.main_process_first():
+        latents = LatentCache(records, pixels, autoencoder, folder, say, autocast=precision)
+        contexts = ContextCache(records, tokenizer, encoder, folder, say, autocast=precision)
+    objective = training.UNetObjective(
+        network,
+        model.diffusion,
+        LatentSpace.from_config(model.vae),
+        records,
+        latents,
+        contexts,
+        training.UNetObjectiveConfig(**settings),
+        training.SamplePlan(prompts, model.defaults, tokenizer, encoder, autoencoder) if prompts else None,
+        {
+            "data": fingerprint(records),
+            "vae": weights_fingerprint(autoencoder),
+            "text_encoder": weights_fingerprint(encoder),
+        },
+        validation=validation,
+    )
+    trained = run_training(objective, config, run)
+    if trained is None:
+        return
+    network.load_state_dict(trained.weights)
+    save_unet(network, run.out / "model" / "unet")
+    save_diffusion(model.diffusion, run.out / "model" / "scheduler")
+    save_defaults(model.defaults, run.out / "model")
+    finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in network.parameters())})
+
+
+def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> Any:
+    return None if value is None else one_of(option, value, choices)

@@ -1,0 +1,181 @@
+"""`data check`, `data stats`, and what the training commands do with the data they are given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Cli, Outcome, snapshot
+from tests.tiny import TINY_MODEL
+from tests.training.tiny_runs import write_pictures
+
+TRAIN = ("train-vae", "--data", "data", "--out", "run", "--resolution", "16", "--crop", "16", "--batch-size", "2",
+         "--max-steps", "1", "--warmup", "1", "--threads", "1", "--perceptual", "none")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tiny_vae_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentgen.cli.train_vae.EMBEDDED", TINY_MODEL)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve sound pictures."""
+    return write_pictures(tmp_path / "data", 12)
+
+
+@pytest.fixture
+def spoiled(data: Path) -> Path:
+    """Of the twelve, three that cannot be used; the name of one would draw on a terminal."""
+    (data / "003.txt").unlink()
+    (data / "005.png").write_bytes(b"<html>")
+    (data / "007.png").rename(data / "\x1b[31m.png")
+    return data
+
+
+REASONS = (
+    r"3 of 12 pictures in data cannot be used: \x1b[31m.png: no caption: write one to \x1b[31m.txt; "
+    r"003.png: no caption: write one to 003.txt; 005.png: no PNG, JPEG or WebP picture "
+    r"(mend them, or leave them out with --skip-bad)"
+)
+
+
+def assert_refused(outcome: Outcome, says: str, code: int = 2) -> None:
+    assert (outcome.code, outcome.out) == (code, ""), outcome.err
+    assert outcome.err == f"error: {says}\n"
+
+
+def test_check_of_a_sound_set(cli: Cli, data: Path) -> None:
+    (data / "copy.png").write_bytes((data / "001.png").read_bytes())
+    (data / "copy.txt").write_text("again")
+    before = snapshot(data.parent)
+    outcome = cli("data", "check", "data")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line.split() for line in outcome.out.splitlines()] == [
+        ["found", "13"],
+        ["used", "13"],
+        ["skipped", "0"],
+        ["identical", "1"],
+    ]
+    assert snapshot(data.parent) == before, "nothing is written"
+
+
+def test_check_is_strict_and_trains_as_it_says(cli: Cli, spoiled: Path) -> None:
+    before = snapshot(spoiled.parent)
+    checked = cli("data", "check", "data")
+    assert (checked.code, checked.err) == (2, f"error: {REASONS}\n")
+    assert [line.split() for line in checked.out.splitlines()] == [
+        ["found", "12"],
+        ["used", "9"],
+        ["skipped", "3"],
+        ["reasons"],
+        ["no", "caption", "2"],
+        ["no", "PNG,", "JPEG", "or", "WebP", "picture", "1"],
+        ["identical", "0"],
+    ]
+    assert_refused(cli(*TRAIN, "--quiet"), REASONS)
+    assert snapshot(spoiled.parent) == before, "no run folder, no list"
+
+
+def test_check_as_json(cli: Cli, spoiled: Path) -> None:
+    outcome = cli("data", "check", "data", "--json")
+    assert outcome.code == 2
+    assert outcome.err == f"error: {REASONS}\n"
+    found = json.loads(outcome.out)
+    assert {key: found[key] for key in ("found", "used", "skipped", "identical")} == {
+        "found": 12, "used": 9, "skipped": 3, "identical": 0,
+    }  # fmt: skip
+    assert found["reasons"] == {"no caption": 2, "no PNG, JPEG or WebP picture": 1}
+    assert [each["file"] for each in found["files"]] == ["\x1b[31m.png", "003.png", "005.png"]
+
+
+def test_check_with_skip_bad_writes_what_is_left_out(cli: Cli, spoiled: Path) -> None:
+    outcome = cli("data", "check", "data", "--skip-bad")
+    assert (outcome.code, outcome.err) == (0, "the skipped ones and why: skipped.jsonl\n")
+    lines = [json.loads(line) for line in Path("skipped.jsonl").read_text().splitlines()]
+    assert lines[2] == {"file": "005.png", "reason": "no PNG, JPEG or WebP picture"}
+    assert len(lines) == 3
+    assert cli("data", "check", "data", "--skip-bad", "--out", "list.jsonl", "--json").code == 0
+    assert Path("list.jsonl").read_bytes() == Path("skipped.jsonl").read_bytes()
+    refused = cli("data", "check", "data", "--skip-bad", "--out", "no/where.jsonl")
+    assert (refused.code, refused.err) == (1, "error: cannot write no/where.jsonl: No such file or directory\n")
+
+
+@pytest.mark.parametrize("command", ["check", "stats"])
+def test_no_data(command: str, cli: Cli, tmp_path: Path) -> None:
+    assert_refused(cli("data", command, "nowhere"), "no data folder at nowhere", code=3)
+    (tmp_path / "shard.tar").write_bytes(b"")
+    file = "no data folder at shard.tar (it is a file: name the folder that holds it)"
+    assert_refused(cli("data", command, "shard.tar"), file, code=3)
+    (tmp_path / "empty").mkdir()
+    hint = "tar shards, or pictures with a .txt beside each or a metadata.jsonl"
+    assert_refused(cli("data", command, "empty"), f"empty holds no pictures with captions to train on ({hint})")
+
+
+def test_stats(cli: Cli, data: Path) -> None:
+    (data / "long.txt").write_text("house " * 80)
+    Image.new("RGB", (64, 16)).save(data / "long.png")
+    outcome = cli("data", "stats", "data")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = [line.split() for line in outcome.out.splitlines()]
+    for row in (["pictures", "13"], ["captions", "above", "75", "tokens", "1"], ["16x16", "12"], ["above", "2.0", "1"]):
+        assert row in rows, outcome.out
+    figures = json.loads(cli("data", "stats", "data", "--json").out)
+    assert figures["tokens per caption"]["max"] == 80
+    assert figures["words"]["picture"] == 12
+
+
+def test_training_without_the_bad_ones(cli: Cli, spoiled: Path) -> None:
+    outcome = cli(*TRAIN, "--skip-bad")
+    assert outcome.code == 0, outcome.err
+    assert "3 of 12 pictures are left out: see run/skipped.jsonl" in outcome.err
+    assert len(Path("run/skipped.jsonl").read_text().splitlines()) == 3
+    summary = json.loads(Path("run/data.json").read_text())
+    assert (summary["found"], summary["used"], summary["shapes"]) == (12, 9, {"16x16": 9})
+    assert len(json.loads(Path("run/pictures.json").read_text())["pictures"]) == 9
+    assert str(spoiled.parent) not in Path("run/pictures.json").read_text(), "names are relative"
+
+
+def test_a_resume_names_what_has_changed(cli: Cli, data: Path) -> None:
+    assert cli(*TRAIN).code == 0
+    again = (*TRAIN, "--max-steps", "2", "--resume", "latest")
+    kept = snapshot(data.parent / "run")
+    (data / "002.txt").write_text("other words")
+    (data / "004.png").write_bytes((data / "005.png").read_bytes())
+    (data / "new.png").write_bytes((data / "005.png").read_bytes())
+    (data / "new.txt").write_text("new")
+    change = "1 picture added (new.png), 1 changed (004.png), 1 captioned differently (002.png)"
+    hint = "restore it, choose another --out, or --override data"
+    assert_refused(cli(*again, "--quiet"), f"cannot resume run: its data has changed: {change} ({hint})")
+    assert snapshot(data.parent / "run") == kept
+    shapes = "the shapes of --resolution and --aspect-buckets are others"
+    write_pictures(data, 12)
+    (data / "new.png").unlink()
+    assert f"its data has changed: {shapes}" in cli(*again, "--resolution", "32").err
+    for path in data.iterdir():
+        path.touch()
+    assert cli(*again).code == 0
+
+
+def test_aspect_buckets_keep_the_shape(cli: Cli, data: Path) -> None:
+    for k in range(6):
+        Image.new("RGB", (60, 30), (k, 0, 0)).save(data / f"{k:03d}.png")
+    outcome = cli(*TRAIN, "--resolution", "128", "--aspect-buckets")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("run/data.json").read_text())["shapes"] == {"128x128": 6, "176x96": 6}
+    assert "shapes of the pictures: 128x128, 176x96\n" in outcome.err
+
+
+def test_large_sets_are_decoded_as_they_are_needed(cli: Cli, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run, whether the pixels are kept or not."""
+    assert cli(*TRAIN).code == 0
+    monkeypatch.setattr("latentgen.cli.train_data.PIXEL_CACHE_LIMIT_BYTES", 1000)
+    outcome = cli(*TRAIN, "--out", "streamed")
+    assert outcome.code == 0, outcome.err
+    assert "each is decoded when it is needed" in outcome.err
+    assert not list(Path("streamed").glob("cache/pixels-*"))
+    weights = [Path(run, "model/vae/diffusion_pytorch_model.safetensors").read_bytes() for run in ("run", "streamed")]
+    assert weights[0] == weights[1]

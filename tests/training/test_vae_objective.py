@@ -1,0 +1,237 @@
+"""The autoencoder's objective: its terms, its crops, its latents' scale, and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentgen.data.pixels import PixelCache, to_float
+from latentgen.errors import ConfigError
+from latentgen.images.similarity import psnr_db, ssim
+from latentgen.training.latent_statistics import fold_latent_statistics, latent_statistics, measured_scaling
+from latentgen.training.vae import VAEObjective, gradient_l1, kl_divergence, reconstruct
+from latentgen.training.vae_settings import VAELossWeights
+from latentgen.training.vae_start import prepare_from_scratch
+from tests.tiny import tiny_vae
+from tests.training.overfitting import draws, overfit
+from tests.training.tiny_runs import SIDE_PX, VAE, TinyData
+
+
+def test_overfits_one_batch(tiny_data: TinyData) -> None:
+    first, last = overfit(tiny_data.vae(), 100, lr=1e-2)
+    assert last * 2.5 < first, f"{first:.4f} -> {last:.4f}"
+
+
+def test_kl_is_that_of_the_distributions() -> None:
+    mean, logvar = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    posterior = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(kl_divergence(mean, logvar), expected)
+
+
+def test_vae_loss_is_its_terms_weighted(tiny_data: TinyData) -> None:
+    objective = tiny_data.vae()
+    batch = objective.batch(draws(range(3)))
+    loss, metrics = objective.loss(objective.network, batch, 0)
+    reconstruction, mean, logvar, _ = objective.network(batch.pixels, batch.eps)
+    l1 = (reconstruction - batch.pixels).abs().mean()
+    kl = kl_divergence(mean, logvar).sum() / (3 * 8 * 8)  # a picture's sum over its pixel count
+    excess = logvar.clamp(min=0).mean()
+    torch.testing.assert_close(loss, l1 + gradient_l1(reconstruction, batch.pixels) + 1e-4 * kl + excess)
+    assert float(metrics["l1"]) == pytest.approx(float(l1.detach()))
+    psnr_db = 10 * torch.log10(4 / F.mse_loss(reconstruction, batch.pixels))
+    assert float(metrics["psnr_db"]) == pytest.approx(float(psnr_db.detach()), rel=1e-5)
+
+
+def test_gradient_l1() -> None:
+    flat, ramp = torch.zeros(1, 1, 4, 4), torch.arange(4.0).expand(1, 1, 4, 4)
+    assert float(gradient_l1(flat, flat + 7)) == 0, "brightness has no gradient"
+    assert float(gradient_l1(ramp, flat)) == 1, "one a pixel across, nothing down"
+    assert float(gradient_l1(ramp + ramp.mT, flat)) == 2
+
+
+def test_crops_come_from_the_picture(tiny_data: TinyData) -> None:
+    """Every crop is a window of its own item, mirrored or not, and both kinds occur."""
+    objective = tiny_data.vae()
+    pictures = to_float(tiny_data.pixels.batch(list(range(10))))
+    mirrored = 0
+    for draw in draws(range(20)):
+        crop = objective.batch([draw]).pixels[0]
+        windows = pictures[draw.item].unfold(1, 8, 1).unfold(2, 8, 1)  # (3, 9, 9, 8, 8)
+        plain = (windows - crop[:, None, None]).abs().amax(dim=(0, 3, 4)).min()
+        flipped = (windows - crop.flip(2)[:, None, None]).abs().amax(dim=(0, 3, 4)).min()
+        assert min(float(plain), float(flipped)) == 0
+        mirrored += float(plain) > 0
+    assert 2 <= mirrored <= 18
+
+
+def test_folding_makes_latents_white_and_changes_no_picture(tiny_data: TinyData) -> None:
+    """float64, so that the algebra is tested and not the rounding."""
+    vae = tiny_vae(VAE).double()
+    items = list(range(10))
+    pixels = to_float(tiny_data.pixels.batch(items)).double()
+    before_mean, before_logvar = vae.encode(pixels)
+    before = vae.decode(before_mean)
+    mean, std = latent_statistics(vae, tiny_data.pixels, items)
+    assert not torch.allclose(std, torch.ones(2), atol=0.1), "otherwise there is nothing to fold"
+    config = fold_latent_statistics(vae, mean, std)
+    assert (config.scaling_factor, config.shift_factor) == (1.0, 0.0)
+    after_mean, after_logvar = vae.encode(pixels)
+    torch.testing.assert_close(vae.decode(after_mean), before, rtol=1e-9, atol=1e-9)
+    # The reparametrised z is the same point too: z' = (z - mean) / std.
+    scale = std.double()[:, None, None]
+    torch.testing.assert_close(after_mean, (before_mean - mean.double()[:, None, None]) / scale)
+    torch.testing.assert_close(after_logvar, before_logvar - 2 * scale.log())
+    folded_mean, folded_std = latent_statistics(vae, tiny_data.pixels, items)
+    torch.testing.assert_close(folded_mean, torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(folded_std, torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_statistics_are_those_of_the_posterior_mean(tiny_data: TinyData) -> None:
+    """Not of its samples: the U-Net learns from the mean, and a runaway log-variance must not count."""
+    vae = tiny_vae(VAE)
+    mean, _ = vae.encode(to_float(tiny_data.pixels.batch(list(range(10)))))
+    got_mean, got_std = latent_statistics(vae, tiny_data.pixels, list(range(10)))
+    torch.testing.assert_close(got_mean, mean.mean(dim=(0, 2, 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got_std, mean.std(dim=(0, 2, 3), correction=0), rtol=1e-4, atol=0)
+
+
+def test_a_fresh_vae_starts_with_white_latents(tiny_data: TinyData) -> None:
+    objective = tiny_data.vae()
+    vae = objective.network.vae
+    prepare_from_scratch(vae, tiny_data.pixels)
+    items = [i * 9 // 31 for i in range(32)]  # those it is measured on
+    mean, logvar = vae.encode(to_float(tiny_data.pixels.batch(items)))
+    rows = mean.permute(0, 2, 3, 1).flatten(0, 2).double()
+    torch.testing.assert_close(rows.mean(dim=0), torch.zeros(2).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cov(rows.T, correction=0), torch.eye(2).double(), rtol=0, atol=1e-3)
+    assert torch.equal(logvar, torch.full_like(logvar, -6.0))
+
+
+def test_decoder_only_leaves_the_encoder(tiny_data: TinyData) -> None:
+    network = tiny_data.vae().network
+    frozen = type(network)(VAE, decoder_only=True)
+    output = frozen(torch.randn(1, 3, 8, 8), torch.randn(1, 2, 4, 4))
+    output.reconstruction.sum().backward()
+    trained = {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[1] for name in trained} == {"decoder", "post_quant_conv"}
+
+
+@pytest.mark.parametrize(("crop_px", "says"), [(7, "--crop 7"), (32, "larger than the pictures")])
+def test_vae_sizes_that_do_not_fit(crop_px: int, says: str, tiny_data: TinyData) -> None:
+    with pytest.raises(ConfigError, match=says):
+        tiny_data.vae(crop_px=crop_px)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"kl": float("nan")}, "--kl-weight nan must be a number, 0 or more"),
+        ({"gradient": float("inf")}, "--gradient-weight inf must be"),
+        ({"perceptual": -1.0}, "--perceptual-weight -1.0 must be"),
+        ({"adversarial_from": 5}, "--disc-start 5 starts nothing (give --disc-weight too)"),
+    ],
+)
+def test_weights_that_are_none(weights: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        VAELossWeights(**weights)  # pyright: ignore[reportArgumentType]
+    assert says in str(error.value)
+
+
+def test_l2_and_a_perceptual_distance(tiny_data: TinyData) -> None:
+    class Brightness(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a.mean() - b.mean()).abs()
+
+    weights = VAELossWeights(reconstruction="l2", gradient=0.5, kl=0.0, logvar=0.0, perceptual=3.0)
+    objective = objective_on(tiny_data.pixels, weights, perceptual=Brightness())
+    batch = objective.batch(draws(range(3)))
+    loss, metrics = objective.loss(objective.network, batch, 0)
+    reconstruction = objective.network(batch.pixels, batch.eps).reconstruction
+    brightness = (reconstruction.mean() - batch.pixels.mean()).abs()
+    expected = (reconstruction - batch.pixels).square().mean() + 0.5 * gradient_l1(reconstruction, batch.pixels)
+    torch.testing.assert_close(loss, expected + 3.0 * brightness)
+    assert float(metrics["perceptual"]) == pytest.approx(float(brightness.detach()))
+    assert "l2" in metrics
+
+
+@pytest.mark.parametrize("logvar", [3.0, 25.0])
+def test_a_log_variance_that_ran_off_is_led_back(logvar: float, tiny_data: TinyData) -> None:
+    """Above the clamp neither the KL term nor the reconstruction has a gradient; below 0 the new term has none."""
+    for weight, is_led_back in ((1.0, True), (0.0, False)):
+        objective = objective_on(tiny_data.pixels, VAELossWeights(kl=0.0, logvar=weight))
+        quant = objective.network.vae.quant_conv
+        assert quant is not None
+        assert quant.bias is not None
+        with torch.no_grad():
+            quant.weight[2:] = 0  # the rows of the log-variance
+            quant.bias[2:] = torch.tensor([logvar, -3.0])
+        batch = objective.batch(draws(range(2)))._replace(eps=torch.zeros(2, 2, 4, 4))
+        loss, _ = objective.loss(objective.network, batch, 0)
+        loss.backward()
+        assert quant.bias.grad is not None
+        expected = [0.5, 0.0] if is_led_back else [0.0, 0.0]  # half of the elements, each with slope 1
+        torch.testing.assert_close(quant.bias.grad[2:], torch.tensor(expected))
+
+
+def test_crops_of_pictures_of_several_shapes(tiny_data: TinyData, tmp_path: Path) -> None:
+    """Each crop lies in its own picture, and reaches its last row or column at times."""
+    shapes = [(12, 20) if item % 2 else (20, 12) for item in range(10)]
+    pixels = PixelCache(tiny_data.records, shapes, tmp_path, lambda text: None)
+    objective = objective_on(pixels, VAELossWeights(), crop_px=8, flip=False)
+    corners: set[tuple[int, int, int]] = set()
+    for draw in draws(range(300)):
+        crop = objective.batch([draw]).pixels[0]
+        picture = to_float(pixels.batch([draw.item]))[0]
+        windows = picture.unfold(1, 8, 1).unfold(2, 8, 1)  # (3, rows, columns, 8, 8)
+        found = (windows == crop[:, None, None]).all(dim=4).all(dim=3).all(dim=0).nonzero()
+        assert len(found)
+        corners |= {(draw.item % 2, int(top), int(left)) for top, left in found}
+    assert {(1, 4, 12), (0, 12, 4), (1, 0, 0), (0, 0, 0)} <= corners
+    with pytest.raises(ConfigError, match="--crop 16 is larger than the shortest side of the pictures, 12 px"):
+        objective_on(pixels, VAELossWeights(), crop_px=16)
+    objective.write_samples(objective.network.eval(), tmp_path, 3)
+    assert (tmp_path / "step_00000003.png").exists()
+
+
+def test_measured_scaling_is_that_of_all_latents(tiny_data: TinyData) -> None:
+    """LDM, appendix G: one standard deviation over channels and places together."""
+    vae = tiny_vae(VAE)
+    latents, _ = vae.encode(to_float(tiny_data.pixels.batch(list(range(10)))))
+    config = measured_scaling(VAE, *latent_statistics(vae, tiny_data.pixels, list(range(10))))
+    assert config.scaling_factor == pytest.approx(1 / float(latents.detach().std(correction=0)), rel=1e-5)
+    assert config.shift_factor == 0
+
+
+def test_validation_is_of_whole_pictures(tiny_data: TinyData, tmp_path: Path) -> None:
+    """Of the last sixteen, or of those held out, through the posterior's mean."""
+    objective = objective_on(tiny_data.pixels, VAELossWeights())
+    network = objective.network.eval()
+    few = PixelCache(tiny_data.records[:3], SIDE_PX, tmp_path, lambda text: None)
+    for pixels, held_out, prefix in ((tiny_data.pixels, None, ""), (few, few, "held_out_")):
+        objective.held_out = held_out
+        figures = objective.validate(network)
+        pairs = [(pixels.batch([i])[0], reconstruct(network.vae, pixels, i)) for i in range(len(pixels))]
+        expected = {
+            f"{prefix}psnr_db": sum(psnr_db(*pair) for pair in pairs) / len(pairs),
+            f"{prefix}ssim": sum(ssim(*pair) for pair in pairs) / len(pairs),
+        }
+        assert figures == pytest.approx(expected, abs=1e-3)
+
+
+def objective_on(
+    pixels: PixelCache,
+    weights: VAELossWeights,
+    *,
+    crop_px: int = 8,
+    flip: bool = True,
+    perceptual: nn.Module | None = None,
+) -> VAEObjective:
+    torch.manual_seed(0)
+    return VAEObjective(
+        VAE, pixels, "data", crop_px=crop_px, side_px=SIDE_PX, weights=weights, flip=flip, perceptual=perceptual
+    )

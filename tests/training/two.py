@@ -1,0 +1,82 @@
+"""What two processes do in `test_two_processes`: data-parallel ones, then sharded ones; they leave run folders.
+
+python -m tests.training.two FOLDER STOPS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentgen.training.rng import Draw
+from latentgen.training.sharding import SWITCH
+from latentgen.training.vae import VAEBatch
+from tests.training.ranks import fork_ranks, wait_for
+from tests.training.test_loop import spoiled
+from tests.training.tiny_runs import LAST, TinyData, build, train, train_until_killed
+
+PARTS = ("vae", "clip", "unet")
+RESUMED = "unet"
+SHARDED = ("vae", "unet")
+
+
+def exact(data: TinyData, folder: Path, stops: list[int], *, last: int = LAST, muon_lr: float | None = None) -> None:
+    """One run that is never stopped, and one killed after each of these forward passes and taken up again."""
+    options = {"batch_size": 2, "max_steps": last, "muon_lr": muon_lr}
+    train(build(data, RESUMED), folder / "whole", **options)
+    for stop in stops:
+        train_until_killed(build(data, RESUMED), folder / f"stop-{stop}", stop, **options)
+        train(build(data, RESUMED), folder / f"stop-{stop}", resume="latest", **options)
+
+
+def equal(data: TinyData, folder: Path, parts: tuple[str, ...]) -> None:
+    """Runs to be compared with those of one process with twice the accumulation."""
+    for part in parts:
+        train(build(data, part), folder / part, batch_size=2, grad_accum=1, max_steps=3)
+
+
+def main(folder: Path, stops: list[int], last: int) -> None:
+    def replicated(rank: int) -> int:
+        data = TinyData(folder / f"data-{rank}", 10)
+        equal(data, folder / "replicated", PARTS)
+        exact(data, folder / "exact", stops, last=last)
+        # Only the second process is signalled, in its third step's first forward pass; both stop after that step.
+        signalled = spoiled(data, 5, "signal" if rank == 1 else "nothing")
+        batch, drawn = signalled.batch, list[int]()
+
+        def noting(draws: Sequence[Draw]) -> VAEBatch:
+            drawn.extend(draw.index for draw in draws)
+            return batch(draws)
+
+        signalled.batch = noting
+        outcome = train(signalled, folder / "signal", batch_size=2, max_steps=50)
+        (folder / f"rank-{rank}.json").write_text(
+            json.dumps([outcome.step, outcome.interrupted_by, outcome.is_main_process, drawn])
+        )
+        return 0
+
+    def sharded(rank: int) -> int:
+        data = TinyData(folder / f"data-{rank}", 10)
+        equal(data, folder / "sharded", SHARDED)
+        train(build(data, "unet"), folder / "sharded" / "muon", batch_size=2, grad_accum=1, max_steps=3, muon_lr=0.02)
+        exact(data, folder / "exact-sharded", stops[:1], last=last, muon_lr=0.02)
+        options = {"batch_size": 2, "grad_accum": 1, "max_steps": 3, "sample_every_steps": 1, "validate_every_steps": 1}
+        train(build(data, "vae"), folder / "watched", **options)
+        return 0
+
+    def three(rank: int) -> int:
+        exact(TinyData(folder / f"data-{rank}", 10), folder / "exact-three", stops[:1], last=last)
+        return 0
+
+    ends = [
+        *wait_for(fork_ranks(three, folder / "three", processes=3), folder / "three"),
+        *wait_for(fork_ranks(replicated, folder / "replicated"), folder / "replicated"),
+        *wait_for(fork_ranks(sharded, folder / "sharded", environment={SWITCH: "true"}), folder / "sharded"),
+    ]
+    print(json.dumps([[end.code, end.stderr] for end in ends]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(stop) for stop in sys.argv[2].split(",")], int(sys.argv[3]))
