@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from latentgen.training.lora import LoRAObjective, TokenIds
 from latentgen.training.rng import Draw
 from latentgen.training.unet import UNetObjective, UNetObjectiveConfig
 from tests.tiny import randomize, tiny_vae
+from tests.training.ranks import torchrun
 from tests.training.tiny_runs import TEXT, UNET, VAE, TinyData, gradient_difference, state_hashes, train
 
-ROOT = Path(__file__).parents[2]
 LAST = 4
 
 
@@ -164,19 +163,7 @@ def main(folder: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.training.test_lora_objective", str(tmp_path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun("tests.training.test_lora_objective", str(tmp_path))
     assert json.loads((tmp_path / "together" / "config.json").read_text())["processes"] == 2
     data = TinyData(tmp_path / "data-alone", 10)
     train(lora_objective(data, text=True), tmp_path / "alone", batch_size=4, max_steps=3)

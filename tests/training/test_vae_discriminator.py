@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from latentgen.training.optimizer import make_optimizer
 from latentgen.training.vae import VAEObjective, gradient_l1, kl_divergence
 from latentgen.training.vae_settings import VAELossWeights
 from tests.training.overfitting import draws
+from tests.training.ranks import torchrun
 from tests.training.tiny_runs import VAE, TinyData, gradient_difference, state_hashes, train
 
-ROOT = Path(__file__).parents[2]
 SIDE_PX = 24
 
 
@@ -191,19 +190,7 @@ def main(folder: Path) -> None:
 @pytest.mark.timeout(180)
 def test_two_processes(tiny_data: TinyData, tmp_path: Path) -> None:
     """With the discriminator not reached, reached on the way, and in decoder-only mode from the first step."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.training.test_vae_discriminator", str(tmp_path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun("tests.training.test_vae_discriminator", str(tmp_path))
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second, "both processes hold the same weights"
     assert len(set(first.values())) == 3
