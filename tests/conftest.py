@@ -11,12 +11,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ipaddress
 import random
+import signal
 import socket
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+# A shell's background job ignores SIGINT, and so would every program started here; the tests of Ctrl-C need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
