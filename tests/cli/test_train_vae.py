@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,44 +165,44 @@ def test_muon_is_for_fresh_ones(cli: Cli) -> None:
     assert muon_lr("--init", "sd15", "--muon-lr", "0.01") == 0.01
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says", "code"),
-    [
-        (("--kl-weight", "nan"), "'--kl-weight'", 2),
-        (("--kl-weight", "inf"), "--kl-weight inf must be a number, 0 or more", 2),
-        (("--gradient-weight", "inf"), "--gradient-weight inf must be a number", 2),
-        (("--logvar-weight", "nan"), "'--logvar-weight'", 2),
-        (("--perceptual-weight", "nan"), "'--perceptual-weight'", 2),
-        (("--disc-weight", "inf"), "--disc-weight inf must be a number", 2),
-        (("--disc-start", "-1"), "'--disc-start'", 2),
-        (("--disc-start", "10"), "--disc-start 10 starts nothing (give --disc-weight too)", 2),
-        (("--disc-weight", "1", "--compile"), "--compile and --disc-weight do not go together", 2),
-        (("--disc-weight", "1", "--crop", "16"), "--crop 16 holds no patch for the discriminator", 2),
-        (("--reconstruction", "huber"), "--reconstruction huber is not one of l1, l2", 2),
-        (("--perceptual", "vgg"), "--perceptual vgg is not one of auto, lpips, clip, none", 2),
-        (("--perceptual", "lpips"), "--perceptual lpips: its weights are not in", 2),
-        (("--perceptual", "clip"), "--perceptual clip: there is no --perceptual-model", 2),
-        (("--perceptual-model", "nowhere"), "no folder at --perceptual-model nowhere", 3),
-        (("--scaling", "one"), "--scaling one is not one of fold, measured", 2),
-        (("--scaling", "fold", "--decoder-only", "--init", "m"), "--decoder-only keeps the latents as they are", 2),
-    ],
-)
-def test_refused_before_torch_is_imported(
-    arguments: tuple[str, ...], says: str, code: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import builtins
-    import sys
+REFUSED = [
+    (("--kl-weight", "nan"), "'--kl-weight'", 2),
+    (("--kl-weight", "inf"), "--kl-weight inf must be a number, 0 or more", 2),
+    (("--gradient-weight", "inf"), "--gradient-weight inf must be a number", 2),
+    (("--logvar-weight", "nan"), "'--logvar-weight'", 2),
+    (("--perceptual-weight", "nan"), "'--perceptual-weight'", 2),
+    (("--disc-weight", "inf"), "--disc-weight inf must be a number", 2),
+    (("--disc-start", "-1"), "'--disc-start'", 2),
+    (("--disc-start", "10"), "--disc-start 10 starts nothing (give --disc-weight too)", 2),
+    (("--disc-weight", "1", "--compile"), "--compile and --disc-weight do not go together", 2),
+    (("--disc-weight", "1", "--crop", "16"), "--crop 16 holds no patch for the discriminator", 2),
+    (("--reconstruction", "huber"), "--reconstruction huber is not one of l1, l2", 2),
+    (("--perceptual", "vgg"), "--perceptual vgg is not one of auto, lpips, clip, none", 2),
+    (("--perceptual", "lpips"), "--perceptual lpips: its weights are not in", 2),
+    (("--perceptual", "clip"), "--perceptual clip: there is no --perceptual-model", 2),
+    (("--perceptual-model", "nowhere"), "no folder at --perceptual-model nowhere", 3),
+    (("--scaling", "one"), "--scaling one is not one of fold, measured", 2),
+    (("--scaling", "fold", "--decoder-only", "--init", "m"), "--decoder-only keeps the latents as they are", 2),
+]
 
-    real = builtins.__import__
 
-    def without_torch(name: str, *rest: object, **more: object) -> object:
-        caller = rest[0] if rest else {}
-        ours = isinstance(caller, dict) and str(caller.get("__name__", "")).startswith("latentgen")
-        assert not (ours and name.split(".")[0] == "torch"), "torch is imported by our code"
-        return real(name, *rest, **more)  # pyright: ignore[reportArgumentType]
-
-    for module in [name for name in sys.modules if name.startswith("latentgen.training")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(builtins, "__import__", without_torch)
+@pytest.mark.parametrize(("arguments", "says", "code"), REFUSED)
+def test_refused(arguments: tuple[str, ...], says: str, code: int, cli: Cli, tmp_path: Path) -> None:
     assert_refused(cli(*MINIMAL, *arguments), says, code)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    """All of them in a fresh interpreter."""
+    program = """
+import json, sys
+from latentgen.cli.app import main
+for arguments, code in json.loads(sys.argv[1]):
+    assert main(arguments) == code, arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    cases = json.dumps([([*map(str, MINIMAL), *arguments], code) for arguments, _, code in REFUSED])
+    done = subprocess.run(
+        [sys.executable, "-c", program, cases], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
