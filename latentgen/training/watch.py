@@ -80,6 +80,7 @@ class Watch:
         self._closed = threading.Event()
         self._parent = os.getppid()
         self._write()
+        self._meet()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
@@ -129,6 +130,12 @@ class Watch:
             return None
         return RuntimeFailure(self._loss(lost), hint=INTACT)
 
+    def _meet(self) -> None:
+        """Know all processes before the run begins, so that one that dies in its first second can be named."""
+        until = time.monotonic() + NAMING_S
+        while not self._lost() and len(self._last) < self.processes and time.monotonic() < until:
+            time.sleep(0.01)
+
     # The thread
 
     def _watch(self) -> None:
@@ -141,7 +148,10 @@ class Watch:
             if lost:
                 self._end(self._loss(lost), speaks=self._speaks(lost))
             if self._store_gone_at is not None and time.monotonic() - self._store_gone_at > NAMING_S:
-                self._end("the launcher's store does not answer any more", speaks=self.index == min(self._last))
+                self._end(
+                    "the launcher's store does not answer any more",
+                    speaks=self.index == min(self._last, default=self.index),
+                )
             if stalled := self._pace.stalled(self._last, time.monotonic()):
                 message = f"{self._names(stalled)} hangs: no step for {self._pace.limit_s:.0f} s"
                 hint = f"{STALL_VARIABLE} sets the limit; {INTACT}"
@@ -239,6 +249,8 @@ class Pace:
 
     def stalled(self, signs: Mapping[int, Sign], now: float) -> list[int]:
         """The processes that came past `advance` least, if all are in the loop and none did for too long."""
+        if not signs:
+            return []
         advances = {index: sign.advances for index, sign in signs.items()}
         total, all_in_loop = sum(advances.values()), all(sign.in_loop for sign in signs.values())
         if not all_in_loop or total != self._total:

@@ -72,3 +72,9 @@ def test_the_limit_is_two_minutes_unless_asked_for(monkeypatch: pytest.MonkeyPat
     assert stall_limit_s() == 120
     monkeypatch.setenv(STALL_VARIABLE, "7.5")
     assert stall_limit_s() == 7.5
+
+
+def test_nobody_hangs_where_nobody_is_known() -> None:
+    """The store can be gone before its first answer."""
+    pace = Pace(1.0)
+    assert [pace.stalled({}, now) for now in (0.0, 2.0, 4.0)] == [[], [], []]
