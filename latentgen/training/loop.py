@@ -234,11 +234,6 @@ class _Run:
                 f"the processes do not see the same checkpoint in {self.run.path}",
                 hint="put --out on a disk that all machines share",
             )
-        if self.config.max_steps is not None and self.step > self.config.max_steps:
-            raise InputError(
-                f"the run stands at step {self.step}, beyond --max-steps {self.config.max_steps}",
-                hint="give a later last step",
-            )
         if self.is_main:
             event = {"start": True, "step": self.step, "images_seen": self.images_seen, **self.surroundings()}
             self.run.log(event)

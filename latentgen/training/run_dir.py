@@ -67,7 +67,7 @@ class RunDir:
         resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case). A run that was
         stopped before its first checkpoint is begun again, with settings as they are now.
         override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
-        Raises InputError when other settings differ, naming the keys.
+        Raises InputError when other settings differ, naming the keys, and when the run stands beyond its `max_steps`.
         """
         self.check_start(resume)
         self._clean()
@@ -77,6 +77,10 @@ class RunDir:
             return None
         differences = check_settings(self.path, config, override=override)
         checkpoint = self.latest()
+        last_step = config.get("max_steps")
+        if checkpoint is not None and last_step is not None and checkpoint.step > last_step:
+            hint = "give a later last step"
+            raise InputError(f"the run stands at step {checkpoint.step}, beyond --max-steps {last_step}", hint=hint)
         if differences and checkpoint is not None:
             write_override(self.path, differences, checkpoint.step)
             self.log({"override": {key: list(values) for key, values in differences.items()}, "step": checkpoint.step})

@@ -96,6 +96,19 @@ def test_a_run_that_is_done_is_left_as_it_is(tiny_data: TinyData, tmp_path: Path
     assert (tmp_path / "step_00000002" / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_a_last_step_that_is_past_is_refused_and_nothing_is_changed(tiny_data: TinyData, tmp_path: Path) -> None:
+    train(tiny_data.vae(), tmp_path, max_steps=2)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(InputError, match="stands at step 2, beyond --max-steps 1"):
+        train(tiny_data.vae(), tmp_path, max_steps=1, lr=2e-3, resume="latest", override=["lr"])
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_the_last_step_is_logged_however_short_the_run(tiny_data: TinyData, tmp_path: Path) -> None:
+    train(tiny_data.vae(), tmp_path, max_steps=3, log_every_steps=2)
+    assert [event["step"] for event in log_events(tmp_path) if "loss" in event] == [2, 3]
+
+
 def test_no_time_at_all_still_leaves_a_checkpoint(tiny_data: TinyData, tmp_path: Path) -> None:
     assert train(tiny_data.vae(), tmp_path, max_minutes=0.0).step == 0
     checkpoint = RunDir(tmp_path).latest()
