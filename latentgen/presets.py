@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from latentgen.config import (
     DiffusionConfig,
     GenerationDefaults,
@@ -65,6 +67,14 @@ SD21_BASE = ModelConfig(
     defaults=GenerationDefaults(width_px=512, height_px=512, steps=25, guidance=7.5),
 )
 """Stable Diffusion 2.1-base (`stabilityai/stable-diffusion-2-1-base`): OpenCLIP ViT-H without its last layer."""
+
+SD21_V = replace(
+    SD21_BASE,
+    unet=replace(SD21_BASE.unet, sample_size=96),
+    diffusion=replace(SD_DIFFUSION, prediction_type="v_prediction"),
+    defaults=replace(SD21_BASE.defaults, width_px=768, height_px=768),
+)
+"""Stable Diffusion 2.1 (`stabilityai/stable-diffusion-2-1`): the same networks, trained on to predict v at 768 px."""
 
 EMBEDDED = ModelConfig(
     unet=UNetConfig(

@@ -7,9 +7,10 @@ Everything is checked when a request is made; nothing here imports torch, so a m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
 from latentgen.config import ModelConfig
 from latentgen.errors import InputError
@@ -21,6 +22,13 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_PROMPT_BYTES = 100_000
 """Of UTF-8. About a thousand times what the text encoder reads."""
+MAX_CLIP_SKIP = 12
+MAX_ADD_ONS = 32
+MAX_ADD_ON_SCALE = 100.0
+MAX_HIRES_SCALE = 8.0
+MAX_MASK_BLUR_PX = 512
+
+P = TypeVar("P")
 
 
 class RequestError(InputError):
@@ -30,6 +38,77 @@ class RequestError(InputError):
         super().__init__(f"{field} {problem}", hint=hint)
         self.field = field
         self.problem = problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAUse:
+    """A LoRA that a picture is drawn with (arXiv:2106.09685)."""
+
+    name: str
+    """The file's own name without its ending, never a path."""
+    fingerprint: str
+    """The first ten hexadecimal digits of the file's SHA-256."""
+    scale: float = 1.0
+    """Factor on the adapters of the U-Net and the text encoder; 0 leaves the model as it is, negative ones subtract."""
+
+    def __post_init__(self) -> None:
+        _check_name("lora", self.name, self.fingerprint)
+        _check_float("lora", self.scale, -MAX_ADD_ON_SCALE, MAX_ADD_ON_SCALE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingUse:
+    """A textual inversion (arXiv:2208.01618) whose name stands in the prompt or the negative prompt."""
+
+    name: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _check_name("embedding", self.name, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitPicture:
+    """The picture that drawing starts from, and where it may change. Its pixels travel beside the request, by hash."""
+
+    sha256: str
+    """Of the picture's RGB bytes as read from its file, before any resizing (`images.pixels.pixels_sha256`)."""
+    strength: float = 0.75
+    """Share of the steps that are drawn, above 0 .. 1 (SDEdit, arXiv:2108.01073); 1 ignores the picture."""
+    mask_sha256: str | None = None
+    """Of the mask's (H, W) grey bytes as read from its file; white is redrawn. None redraws all of it."""
+    mask_blur_px: int = 0
+    """Standard deviation of the mask's edge in pixels of the drawn picture; pixels where it stays 0 are exact."""
+    invert_mask: bool = False
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Pixels added on the left, top, right, bottom, and drawn."""
+
+    def __post_init__(self) -> None:
+        _check_float("strength", self.strength, 0.0, 1.0)
+        if self.strength == 0:
+            raise RequestError("strength", "0 would leave the picture as it is", hint="above 0, up to 1")
+        _check_int("mask-blur", self.mask_blur_px, 0, MAX_MASK_BLUR_PX)
+        object.__setattr__(self, "outpaint", tuple(self.outpaint))
+        if len(self.outpaint) != 4:
+            raise RequestError("outpaint", "must be four widths", hint="left,top,right,bottom in pixels")
+        for width in self.outpaint:
+            _check_int("outpaint", width, 0, MAX_SIDE_PX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hires:
+    """A second pass at a larger size: the first picture is enlarged, noised by `strength` and drawn again."""
+
+    scale: float = 2.0
+    """Factor on both sides; they are then rounded to the model's grid."""
+    strength: float = 0.5
+    """As in `InitPicture`."""
+
+    def __post_init__(self) -> None:
+        _check_float("hires", self.scale, 1.0, MAX_HIRES_SCALE)
+        _check_float("hires-strength", self.strength, 0.0, 1.0)
+        if self.scale == 1 or self.strength == 0:
+            raise RequestError("hires", "would change nothing", hint="a scale above 1 and a strength above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +131,16 @@ class GenerationRequest:
     them where they are resolved: on the command line, and before anything is drawn."""
     eta: float = 0.0
     """Share of fresh noise in a DDIM step, 0 .. 1 (arXiv:2010.02502, eq. 16); other samplers have no such dial."""
+    guidance_rescale: float = 0.0
+    """0 .. 1 (arXiv:2305.08891, eq. 16): how far the guided prediction's contrast is brought back to the text's own."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Where in the run guidance acts, as fractions of its steps (arXiv:2404.07724); outside it is 1."""
+    clip_skip: int | None = None
+    """Which layer of the text encoder is read, from the end: 1 the last, 2 the one before. None is the model's own."""
+    loras: tuple[LoRAUse, ...] = ()
+    embeddings: tuple[EmbeddingUse, ...] = ()
+    init: InitPicture | None = None
+    hires: Hires | None = None
 
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
@@ -68,10 +157,24 @@ class GenerationRequest:
         for field, name in (("sampler", self.sampler), ("schedule", self.schedule)):
             if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  from JSON
                 raise RequestError(field, f"must be a name, not {name!r}")
+        rescale = _check_float("guidance-rescale", self.guidance_rescale, 0.0, 1.0)
+        object.__setattr__(self, "guidance_rescale", rescale)
+        object.__setattr__(self, "guidance_interval", _check_interval(self.guidance_interval))
+        if self.clip_skip is not None:
+            _check_int("clip-skip", self.clip_skip, 1, MAX_CLIP_SKIP)
+        for field, uses in (("lora", self.loras), ("embedding", self.embeddings)):
+            if len(uses) > MAX_ADD_ONS:
+                raise RequestError(field, f"is given {len(uses)} times; the limit is {MAX_ADD_ONS}")
+        object.__setattr__(self, "loras", tuple(self.loras))
+        object.__setattr__(self, "embeddings", tuple(self.embeddings))
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict for `json.dumps`, which writes a float as the shortest text that reads back to it."""
-        return asdict(self)
+        """A plain dict for `json.dumps`, which writes a float as the shortest text that reads back to it.
+
+        A field that the first version did not have is left out where it says nothing, so that it can read the rest.
+        """
+        silent = {name: default for name, default in _LATER_FIELDS.items() if getattr(self, name) == default}
+        return {name: value for name, value in asdict(self).items() if name not in silent}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> GenerationRequest:
@@ -84,7 +187,43 @@ class GenerationRequest:
                 f"the request does not hold the expected fields: unknown {unknown}, missing {missing}",
                 hint="it may come from another version of latentgen",
             )
-        return cls(**dict(value))
+        given = dict(value)
+        for name, kind in (("loras", LoRAUse), ("embeddings", EmbeddingUse)):
+            if name in given:
+                given[name] = tuple(_part_from_json(name, kind, each) for each in _as_list(name, given[name]))
+        for name, kind in (("init", InitPicture), ("hires", Hires)):
+            if given.get(name) is not None:
+                given[name] = _part_from_json(name, kind, given[name])
+        if "guidance_interval" in given:
+            given["guidance_interval"] = tuple(_as_list("guidance_interval", given["guidance_interval"]))
+        return cls(**given)
+
+
+_LATER_FIELDS: dict[str, object] = {
+    "guidance_rescale": 0.0,
+    "guidance_interval": (0.0, 1.0),
+    "clip_skip": None,
+    "loras": (),
+    "embeddings": (),
+    "init": None,
+    "hires": None,
+}
+
+
+def _as_list(name: str, value: object) -> list[object]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"the request's {name} must be a list, not {value!r}")
+    return list(cast("list[object]", value))
+
+
+def _part_from_json(name: str, kind: type[P], value: object) -> P:
+    """A part of a request as `to_json` wrote it. Raises InputError for unknown or missing fields."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"the request's {name} must be an object, not {value!r}")
+    try:
+        return kind(**cast("Mapping[str, Any]", value))
+    except TypeError as error:
+        raise InputError(f"the request's {name} cannot be read: {error}") from None
 
 
 class RequestFields(TypedDict, total=False):
@@ -98,6 +237,13 @@ class RequestFields(TypedDict, total=False):
     sampler: str | None
     schedule: str | None
     eta: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
+    clip_skip: int | None
+    loras: tuple[LoRAUse, ...]
+    embeddings: tuple[EmbeddingUse, ...]
+    init: InitPicture | None
+    hires: Hires | None
 
 
 def complete_request(
@@ -113,6 +259,13 @@ def complete_request(
     sampler: str | None = None,
     schedule: str | None = None,
     eta: float | None = None,
+    guidance_rescale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    clip_skip: int | None = None,
+    loras: tuple[LoRAUse, ...] = (),
+    embeddings: tuple[EmbeddingUse, ...] = (),
+    init: InitPicture | None = None,
+    hires: Hires | None = None,
 ) -> GenerationRequest:
     """A request for one model, with what is None taken from its defaults. Raises RequestError if it cannot draw it."""
     defaults = config.defaults
@@ -127,6 +280,13 @@ def complete_request(
         sampler=defaults.sampler if sampler is None else sampler,
         schedule=defaults.schedule if schedule is None else schedule,
         eta=0.0 if eta is None else eta,
+        guidance_rescale=0.0 if guidance_rescale is None else guidance_rescale,
+        guidance_interval=(0.0, 1.0) if guidance_interval is None else guidance_interval,
+        clip_skip=clip_skip,
+        loras=loras,
+        embeddings=embeddings,
+        init=init,
+        hires=hires,
     )
     check_fits(request, config)
     return request
@@ -181,6 +341,21 @@ def _check_float(field: str, value: object, low: float, high: float) -> float:
     if not math.isfinite(value) or not low <= value <= high:
         raise RequestError(field, f"{_shorten(value)} is out of range", hint=f"{low:g} to {high:g}")
     return float(value)
+
+
+def _check_interval(value: object) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(cast("list[object]", value)) != 2:
+        raise RequestError("guidance-interval", f"must be two numbers, not {value!r}", hint="for instance 0.1,0.8")
+    start, end = (_check_float("guidance-interval", each, 0.0, 1.0) for each in cast("list[object]", value))
+    if start >= end:
+        raise RequestError("guidance-interval", f"{start:g},{end:g} is empty", hint="the first is the smaller one")
+    return start, end
+
+
+def _check_name(field: str, name: object, fingerprint: object) -> None:
+    check_text(field, name)
+    if not isinstance(fingerprint, str) or not re.fullmatch(r"[0-9a-f]{10}", fingerprint):
+        raise RequestError(field, f"{name} has no fingerprint of ten hexadecimal digits")
 
 
 def _shorten(value: float) -> str:

@@ -32,8 +32,11 @@ def test_the_readme_shows_commands() -> None:
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
-def test_command_parses(line: str) -> None:
+def test_command_parses(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *arguments = shlex.split(line, comments=True)[1:]
+    monkeypatch.chdir(tmp_path)
+    for option_file in (argument for argument in arguments if argument.endswith(".toml")):
+        Path(option_file).touch()
     module, _, attribute = TARGETS[name].partition(":")
     target = getattr(import_module(module), attribute)
     if isinstance(target, typer.Typer):

@@ -19,7 +19,7 @@ from torch import Tensor
 from latentgen.checkpoints.config_file import ConfigFile
 from latentgen.checkpoints.diffusers_config import read_text_encoder
 from latentgen.checkpoints.folder import load_text_encoder, save_clip
-from latentgen.checkpoints.io import load_strict, read_tensors
+from latentgen.checkpoints.io import load_strict, read_tensors, without_numbers
 from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, Rule, apply_rules, to
 from latentgen.checkpoints.layout import CONFIG, find_weights, part_folder
 from latentgen.config import Activation, ImageTowerConfig, TextEncoderConfig
@@ -115,7 +115,7 @@ def load_image_tower(folder: Path) -> CLIPImageModel:
     Raises ModelNotFoundError if there is no such folder, ModelLoadError naming the file and what is wrong with it.
     """
     own = part_folder(folder, "clip")
-    with torch.device("meta"):
+    with without_numbers():
         tower = CLIPImageModel(read_image_tower(own))
     path = find_weights(own, "clip")
     prefix, counted = "vision_model.", "embeddings.position_ids"

@@ -33,10 +33,13 @@ PIPELINES: Final = frozenset(
     {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"}
 )
 
+Content = Mapping[str, Any] | None
+"""What a file holds, if it is not to be read: the single-file format keeps the same objects in its header."""
 
-def read_unet(path: Path) -> UNetConfig:
+
+def read_unet(path: Path, content: Content = None) -> UNetConfig:
     """`unet/config.json`. Raises ModelLoadError for any other network than that of SD 1.x / 2.x and its smaller kin."""
-    file = ConfigFile(path)
+    file = ConfigFile(path, content)
     file.choice("_class_name", ("UNet2DConditionModel",), "UNet2DConditionModel")
     file.must_be(_UNET_FIXED)
     widths = file.integers("block_out_channels")
@@ -92,9 +95,9 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def read_vae(path: Path) -> VAEConfig:
+def read_vae(path: Path, content: Content = None) -> VAEConfig:
     """`vae/config.json`. Raises ModelLoadError for anything but a convolutional KL autoencoder."""
-    file = ConfigFile(path)
+    file = ConfigFile(path, content)
     file.choice("_class_name", ("AutoencoderKL",), "AutoencoderKL")
     file.must_be(_VAE_FIXED)
     widths = file.integers("block_out_channels")
@@ -134,12 +137,12 @@ def write_vae(config: VAEConfig) -> dict[str, Any]:
     }
 
 
-def read_text_encoder(path: Path) -> TextEncoderConfig:
+def read_text_encoder(path: Path, content: Content = None) -> TextEncoderConfig:
     """`text_encoder/config.json`, or the text half of a whole CLIP's (`openai/clip-vit-large-patch14`).
 
     Raises ModelLoadError for anything but a CLIP text transformer.
     """
-    file = ConfigFile(path)
+    file = ConfigFile(path, content)
     if file.choice("model_type", ("clip_text_model", "clip"), "clip_text_model") == "clip":
         file = file.section("text_config", "text_config_dict")  # transformers, too, lets the second have its way
         file.choice("model_type", ("clip_text_model",), "clip_text_model")
@@ -184,9 +187,9 @@ def write_text_encoder(config: TextEncoderConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_scheduler(path: Path) -> DiffusionConfig:
+def read_scheduler(path: Path, content: Content = None) -> DiffusionConfig:
     """The forward process in `scheduler/scheduler_config.json`; which sampler it names is no part of the model."""
-    file = ConfigFile(path)
+    file = ConfigFile(path, content)
     kind = file.choice("_class_name", tuple(_DEFAULT_SPACING))
     file.must_be(_SCHEDULER_FIXED)
     spacing: TimestepSpacing = file.choice("timestep_spacing", get_args(TimestepSpacing), _DEFAULT_SPACING[kind])
@@ -223,9 +226,9 @@ def write_scheduler(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
-def read_defaults(path: Path, size_px: int) -> GenerationDefaults:
+def read_defaults(path: Path, size_px: int, content: Content = None) -> GenerationDefaults:
     """What `model_index.json` says of drawing under `_latentgen`, or `size_px` squared and our usual settings."""
-    file = ConfigFile(path)
+    file = ConfigFile(path, content)
     name = file.get("_class_name", "")
     if name not in PIPELINES:
         raise ModelLoadError(

@@ -1,4 +1,4 @@
-"""Our native model format: the diffusers folder, opened and saved whole or by parts.
+"""Models opened and saved, whole or by parts. Our native format is the diffusers folder; single files open as well.
 
 A folder saved here opens in `diffusers.StableDiffusionPipeline.from_pretrained` unchanged, and the reverse; our modules
 carry the published parameter names, so nothing is mapped but two leftovers of old files (`keymap.py`). One exception: a
@@ -30,7 +30,16 @@ from latentgen.checkpoints.diffusers_config import (
     write_unet,
     write_vae,
 )
-from latentgen.checkpoints.io import is_finite, load_strict, raw_bytes, read_tensors, sha256, sync_folder, write_tensors
+from latentgen.checkpoints.io import (
+    is_finite,
+    load_strict,
+    raw_bytes,
+    read_tensors,
+    sha256,
+    sync_folder,
+    without_numbers,
+    write_tensors,
+)
 from latentgen.checkpoints.keymap import published_text_encoder, published_vae
 from latentgen.checkpoints.layout import (
     CONFIG,
@@ -40,15 +49,24 @@ from latentgen.checkpoints.layout import (
     WEIGHTS,
     Part,
     check_replaceable,
-    find_weights,
     part_folder,
     read_config,
+    weight_files,
 )
-from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig
+from latentgen.checkpoints.single_file import (
+    MODEL_PARTS,
+    ModelPart,
+    open_single_file,
+    probe_prediction_type,
+    read_part,
+    read_vae_file,
+    with_prediction_type,
+)
+from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, TextEncoderConfig
 from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.models.clip_text import CLIPTextModel
-from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
+from latentgen.models.tokenizer import CONTEXT_LENGTH, EOS, PUBLISHED_MERGES, Tokenizer
 from latentgen.models.unet import UNet
 from latentgen.models.vae import AutoencoderKL
 
@@ -60,7 +78,9 @@ __all__ = [
     "load_tokenizer",
     "load_unet",
     "load_vae",
+    "published_tokenizer",
     "read_config",
+    "read_folder_part",
     "save_clip",
     "save_defaults",
     "save_diffusion",
@@ -68,7 +88,11 @@ __all__ = [
     "save_text_encoder",
     "save_unet",
     "save_vae",
+    "write_model_folder",
 ]
+
+BASE_TOKENS = 2 * 256 + 2
+"""Entries of CLIP's vocabulary that are no merges: byte symbols, the same at the end of a word, and two specials."""
 
 FINGERPRINT_DIGITS = 10
 """Hexadecimal digits of a model's fingerprint, as many as A1111 shows."""
@@ -87,19 +111,22 @@ class ModelBundle:
     tokenizer: Tokenizer
     config: ModelConfig
     folder: Path | None = None
-    """Where it was loaded from; None for a model made in memory."""
+    """Where it was loaded from, a folder or a single file; None for a model made in memory."""
     _fingerprint: str | None = field(default=None, init=False, repr=False)
 
     @property
     def name(self) -> str:
-        """The folder's own name, without the path to it."""
-        return "unsaved" if self.folder is None else self.folder.resolve().name
+        """The folder's own name without the path to it; a file's, without its ending."""
+        if self.folder is None:
+            return "unsaved"
+        # A file in the hub's cache is a link to one that is named after its hash.
+        return self.folder.stem if self.folder.is_file() else self.folder.resolve().name
 
     def fingerprint(self) -> str:
         """Ten hexadecimal digits that tell this model from any other; computed once, when first asked for.
 
-        SHA-256 over the folder's files, so device and dtype it was loaded with do not change it; over the numbers
-        themselves for a model made in memory.
+        SHA-256 over the folder's files, so device and dtype it was loaded with do not change it; over a single file,
+        which makes it A1111's model hash; over the numbers themselves for a model made in memory.
         """
         if self._fingerprint is None:
             digest = self._hash_numbers() if self.folder is None else sha256(*_model_files(self.folder))
@@ -115,11 +142,15 @@ class ModelBundle:
         return digest.hexdigest()
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ModelBundle:
-    """Open a model folder strictly: every tensor there, of the right shape, finite, and none left over.
+def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ModelBundle:
+    """Open a model folder or a single file strictly: every tensor there, of the right shape, finite, none left over.
 
-    Raises ModelNotFoundError if there is no such folder, ModelLoadError naming the file and what is wrong with it.
+    An SD 2.x file that does not say what it predicts is asked (`probe_prediction_type`).
+    Raises ModelNotFoundError if there is no such path, ModelLoadError naming the file and what is wrong with it.
     """
+    if path.is_file():
+        return _load_single_file(path, device, dtype)
+    folder = path
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     text = config.text_encoder
@@ -138,26 +169,74 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
     )
 
 
-def load_unet(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
-    """The U-Net alone, in evaluation mode, from a model folder or from a folder that holds just it."""
-    return _load_part(folder, "unet", read_unet, UNet, None, device, dtype)
+def load_unet(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+    """The U-Net alone, in evaluation mode, from a model, or from a folder that holds just it."""
+    if path.is_file():
+        file = open_single_file(path)
+        return _build(UNet, file.config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
+    own = part_folder(path, "unet")
+    config, tensors = read_unet(own / CONFIG), read_folder_part(own, "unet", dtype=dtype)
+    return _build(UNet, config, tensors, weight_files(own, "unet")[0], device, dtype)
 
 
-def load_vae(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The VAE alone, in evaluation mode, from a model folder or from a folder that holds just it."""
-    return _load_part(folder, "vae", read_vae, AutoencoderKL, published_vae, device, dtype)
+def load_vae(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE alone, in evaluation mode, from a model, or from a folder or a file that holds just it."""
+    if path.is_file():
+        return _build(AutoencoderKL, *read_vae_file(path, dtype=dtype), path, device, dtype)
+    own = part_folder(path, "vae")
+    config, tensors = read_vae(own / CONFIG), read_folder_part(own, "vae", dtype=dtype)
+    return _build(AutoencoderKL, config, tensors, weight_files(own, "vae")[0], device, dtype)
 
 
 def load_text_encoder(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CLIPTextModel:
-    """The text encoder alone, in evaluation mode, from a model folder or from a folder that holds just it."""
-    return _load_part(folder, "text_encoder", read_text_encoder, CLIPTextModel, published_text_encoder, device, dtype)
+    """The text encoder alone, in evaluation mode, from a model, or from a folder that holds just it."""
+    if path.is_file():
+        file = open_single_file(path)
+        tensors = read_part(file, "text_encoder", dtype=dtype)
+        return _build(CLIPTextModel, file.config.text_encoder, tensors, path, device, dtype)
+    own = part_folder(path, "text_encoder")
+    config, tensors = read_text_encoder(own / CONFIG), read_folder_part(own, "text_encoder", dtype=dtype)
+    return _build(CLIPTextModel, config, tensors, weight_files(own, "text_encoder")[0], device, dtype)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, or of a folder that holds just it."""
-    return Tokenizer.from_folder(part_folder(folder, "tokenizer"))
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model, or of a folder that holds just it."""
+    if path.is_file():
+        return published_tokenizer(read_config(path).text_encoder)
+    return Tokenizer.from_folder(part_folder(path, "tokenizer"))
+
+
+def published_tokenizer(config: TextEncoderConfig) -> Tokenizer:
+    """The tokenizer that a single file does without: CLIP's own, or its first merges for a smaller vocabulary.
+
+    SD 2.x pads with token 0, which is `!`.
+    """
+    merges = min(config.vocab_size - BASE_TOKENS, PUBLISHED_MERGES)
+    return Tokenizer.published(merges, pad="!" if config.pad_token_id == 0 else EOS)
+
+
+def read_folder_part(own: Path, part: ModelPart, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """A part's tensors out of its folder, from all shards, under present names. Raises as `read_tensors`."""
+    files = weight_files(own, part)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_tensors(file, dtype=dtype)
+    rename = {"vae": published_vae, "text_encoder": published_text_encoder}.get(part)
+    return tensors if rename is None else rename(tensors, files[0])
+
+
+def _load_single_file(path: Path, device: torch.device | str, dtype: torch.dtype) -> ModelBundle:
+    file = open_single_file(path)
+    config = file.config
+    unet = _build(UNet, config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
+    if not file.is_prediction_known:
+        like = next(unet.parameters())
+        config = with_prediction_type(config, probe_prediction_type(unet, config, like))
+    vae = _build(AutoencoderKL, config.vae, read_part(file, "vae", dtype=dtype), path, device, dtype)
+    text = _build(CLIPTextModel, config.text_encoder, read_part(file, "text_encoder", dtype=dtype), path, device, dtype)
+    return ModelBundle(unet, vae, text, published_tokenizer(config.text_encoder), config, path)
 
 
 def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -174,16 +253,35 @@ def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None =
         config = replace(config, num_hidden_layers=config.num_hidden_layers - 1)
         last = f"text_model.encoder.layers.{config.num_hidden_layers}."
         text_encoder = {name: tensor for name, tensor in text_encoder.items() if not name.startswith(last)}
+    parts: dict[ModelPart, dict[str, Tensor]] = {
+        "unet": _state(bundle.unet, dtype),
+        "vae": _state(bundle.vae, dtype),
+        "text_encoder": text_encoder,
+    }
+    write_model_folder(replace(bundle.config, text_encoder=config), parts.__getitem__, bundle.tokenizer, folder)
+
+
+def write_model_folder(
+    config: ModelConfig, part: Callable[[ModelPart], Mapping[str, Tensor]], tokenizer: Tokenizer, folder: Path
+) -> None:
+    """Write a whole model folder of tensors under our names, asking for one part at a time.
+
+    Written aside and raises as `save_model`.
+    """
     with _written_aside(folder, None) as aside:
-        _write_part(aside / "unet", "unet", write_unet(bundle.config.unet), _state(bundle.unet, dtype))
-        _write_part(aside / "vae", "vae", write_vae(bundle.config.vae), _state(bundle.vae, dtype))
-        _write_part(
-            aside / "text_encoder", "text_encoder", write_text_encoder(config, _name_dtype(text_encoder)), text_encoder
-        )
-        bundle.tokenizer.save(aside / "tokenizer")
+        for name in MODEL_PARTS:
+            tensors = part(name)
+            if name == "unet":
+                file = write_unet(config.unet)
+            elif name == "vae":
+                file = write_vae(config.vae)
+            else:
+                file = write_text_encoder(config.text_encoder, _name_dtype(tensors))
+            _write_part(aside / name, name, file, tensors)
+        tokenizer.save(aside / "tokenizer")
         (aside / SCHEDULER).parent.mkdir()
-        write_json(aside / SCHEDULER, write_scheduler(bundle.config.diffusion))
-        write_json(aside / INDEX, write_model_index(bundle.config.defaults))
+        write_json(aside / SCHEDULER, write_scheduler(config.diffusion))
+        write_json(aside / INDEX, write_model_index(config.defaults))
 
 
 def save_unet(unet: UNet, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -226,22 +324,18 @@ def save_defaults(defaults: GenerationDefaults, folder: Path) -> None:
         raise RuntimeFailure(f"cannot write {folder / RUN_DEFAULTS}: {error.strerror}") from None
 
 
-def _load_part(
-    folder: Path,
-    part: Part,
-    read: Callable[[Path], C],
-    build: Callable[[C], M],
-    rename: Callable[[Mapping[str, Tensor], Path], dict[str, Tensor]] | None,
+def _build(
+    kind: Callable[[C], M],
+    config: C,
+    tensors: Mapping[str, Tensor],
+    source: Path,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> M:
-    own = part_folder(folder, part)
-    config = read(own / CONFIG)
-    with torch.device("meta"):
-        module = build(config)
-    path = find_weights(own, part)
-    tensors = read_tensors(path)
-    load_strict(module, tensors if rename is None else rename(tensors, path), path, device=device, dtype=dtype)
+    """A network of these tensors, in evaluation mode; they become its parameters, uncopied where they fit."""
+    with without_numbers():
+        module = kind(config)
+    load_strict(module, tensors, source, device=device, dtype=dtype)
     return module.eval()
 
 
@@ -294,10 +388,11 @@ def _written_aside(folder: Path, part: Part | Literal["scheduler"] | None) -> Ge
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _model_files(folder: Path) -> list[Path]:
+def _model_files(path: Path) -> list[Path]:
     """The files that decide what the model draws, in a fixed order."""
-    parts: tuple[Part, ...] = ("unet", "vae", "text_encoder")
-    weights = [find_weights(folder / part, part) for part in parts]
-    tokenizer = [folder / "tokenizer" / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
-    configs = [*(folder / part / CONFIG for part in parts), folder / SCHEDULER]
-    return weights + configs + [path for path in tokenizer if path.exists()]
+    if path.is_file():
+        return [path]
+    weights = [file for part in MODEL_PARTS for file in weight_files(path / part, part)]
+    tokenizer = [path / "tokenizer" / name for name in ("vocab.json", "merges.txt", "tokenizer.json")]
+    configs = [*(path / part / CONFIG for part in MODEL_PARTS), path / SCHEDULER]
+    return weights + configs + [file for file in tokenizer if file.exists()]

@@ -8,11 +8,13 @@ for gigabytes where a header lists a million tensors. A file that passes here al
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn, cast
 
-from latentgen.errors import ModelLoadError
+from latentgen.errors import ModelLoadError, ModelNotFoundError
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 """The U-Net of SD 1.5 needs 0.1 MB; the format allows 100 MB."""
@@ -31,6 +33,8 @@ DTYPE_BYTES: Final = {
     "BOOL": 1,
 }
 """Element types of the networks we load; quantised ones (F8, F4 ...) are refused by name."""
+QUANTISED_BYTES: Final = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8}
+"""Element types that other models' files use: accepted where a file is only to be named."""
 
 DOWNLOAD_AGAIN: Final = "the file is damaged or incomplete; copy or download it again"
 
@@ -41,7 +45,7 @@ class TensorEntry:
 
     name: str
     dtype: str
-    """A key of DTYPE_BYTES."""
+    """A key of DTYPE_BYTES, or of QUANTISED_BYTES where those were asked for."""
     shape: tuple[int, ...]
     begin: int
     """First byte, counted from the start of the file."""
@@ -56,14 +60,30 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(file: BinaryIO, size: int, path: Path) -> Header:
+def open_header(path: Path, *, quantised: bool = False) -> Header:
+    """The header of the file at `path`, however large the file.
+
+    Raises ModelNotFoundError if there is no such file, ModelLoadError as `read_header` and for one that is unreadable.
+    """
+    try:
+        with path.open("rb") as file:
+            return read_header(file, os.fstat(file.fileno()).st_size, path, quantised=quantised)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_header(file: BinaryIO, size: int, path: Path, *, quantised: bool = False) -> Header:
     """Read and check the header of a file `size` bytes long; `path` is for messages.
+
+    `quantised` accepts the element types of QUANTISED_BYTES too, of which no tensor can be read here.
 
     Raises ModelLoadError naming what is wrong: another kind of file, a length out of bounds, JSON with duplicate keys,
     a tensor whose bytes, shape and dtype disagree, tensors that overlap or leave gaps.
     """
     start = file.read(1024)
-    if foreign := recognise_foreign(start):
+    if foreign := recognise_foreign(start, path):
         raise ModelLoadError(f"{path} {foreign[0]}", hint=foreign[1])
     length = int.from_bytes(start[:8], "little")
     if size < 10 or not 2 <= length <= size - 8:
@@ -78,10 +98,11 @@ def read_header(file: BinaryIO, size: int, path: Path) -> Header:
         raise ModelLoadError(f"{path} became shorter while it was read")
     if text.count(b'"data_offsets"') > MAX_TENSORS:
         raise ModelLoadError(f"{path}: more than {MAX_TENSORS} tensors; no network here has that many")
-    return _check_header(_parse(text, path), 8 + length, size, path)
+    known = DTYPE_BYTES | QUANTISED_BYTES if quantised else DTYPE_BYTES
+    return _check_header(_parse(text, path), 8 + length, size, path, known)
 
 
-def recognise_foreign(start: bytes) -> tuple[str, str] | None:
+def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
     """What a file that is no safetensors file is, by its first bytes, and the way out; None if it may be one."""
     head = start.lstrip()[:64].lower()
     if not start:
@@ -90,9 +111,16 @@ def recognise_foreign(start: bytes) -> tuple[str, str] | None:
         return "is a Git LFS pointer, not the weights themselves", "run: git lfs pull"
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not weights", "the download needs another link or a login; download it again"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02}", b"\x80\x02\x8a", b"\x80\x04\x95")):
-        return "is a pickle, which could run code; it is never opened here", "get it as .safetensors"
+    if is_pickle(start):
+        ending = "-tensors.safetensors" if path.suffix.lower() == ".safetensors" else ".safetensors"
+        way_out = f"to copy its tensors out: latentgen convert {path.name} {path.stem}{ending}"
+        return "is a pickle, which could run code; it is never opened here", way_out
     return None
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that begins so is one of torch's pickles: in a zip archive, or bare as before torch 1.6."""
+    return start.startswith((b"PK\x03\x04", b"\x80\x02}", b"\x80\x02\x8a", b"\x80\x04\x95"))
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
@@ -134,11 +162,11 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _check_header(content: dict[str, Any], data_start: int, size: int, path: Path) -> Header:
+def _check_header(content: dict[str, Any], data_start: int, size: int, path: Path, known: Mapping[str, int]) -> Header:
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ModelLoadError(f"{path}: malformed header: __metadata__ must map text to text")
-    entries = [_check_entry(name, fields, data_start, path) for name, fields in content.items()]
+    entries = [_check_entry(name, fields, data_start, path, known) for name, fields in content.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     position = data_start
     for entry in entries:
@@ -152,7 +180,7 @@ def _check_header(content: dict[str, Any], data_start: int, size: int, path: Pat
     return Header(tuple(entries), cast("dict[str, str]", metadata))
 
 
-def _check_entry(name: str, fields: object, data_start: int, path: Path) -> TensorEntry:
+def _check_entry(name: str, fields: object, data_start: int, path: Path, known: Mapping[str, int]) -> TensorEntry:
     if not name or len(name) > 512 or not name.isascii() or not name.isprintable():
         raise ModelLoadError(f"{path}: a tensor's name is not plain text: {name[:80]!a}")
     match fields:
@@ -162,7 +190,7 @@ def _check_entry(name: str, fields: object, data_start: int, path: Path) -> Tens
             raise ModelLoadError(f"{path}: malformed header entry for tensor {name}", hint=DOWNLOAD_AGAIN)
     if not all(isinstance(side, int) for side in shape) or any(isinstance(n, bool) for n in (*shape, begin, end)):
         raise ModelLoadError(f"{path}: malformed header entry for tensor {name}", hint=DOWNLOAD_AGAIN)
-    if dtype not in DTYPE_BYTES:
+    if dtype not in known:
         raise ModelLoadError(
             f"{path}: tensor {name} has the element type {dtype!a}, which is not supported",
             hint="use a float32, float16 or bfloat16 file",
@@ -170,9 +198,9 @@ def _check_entry(name: str, fields: object, data_start: int, path: Path) -> Tens
     count = 1
     for side in shape:
         count *= side
-        if count * DTYPE_BYTES[dtype] >= 2**63:
+        if count * known[dtype] >= 2**63:
             raise ModelLoadError(f"{path}: tensor {name} is impossibly large: {shape[:8]}")
-    needed = count * DTYPE_BYTES[dtype]
+    needed = count * known[dtype]
     if end - begin != needed:
         raise ModelLoadError(
             f"{path}: tensor {name} holds {end - begin} bytes, but {dtype} {shape[:8]} needs {needed}",

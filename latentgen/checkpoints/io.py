@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from latentgen.checkpoints.header import read_header
 from latentgen.errors import ModelLoadError, ModelNotFoundError, RuntimeFailure
@@ -35,26 +37,43 @@ TORCH_DTYPES: Final = {
 _NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU in the file's dtypes.
+def read_tensors(
+    path: Path, names: Collection[str] | None = None, *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the CPU: all of them, or those of `names` that are there.
 
-    Raises ModelNotFoundError if there is no such file and ModelLoadError if it is not a sound safetensors file.
+    Fractions become `dtype` one by one as they are read (None: they stay as in the file), so that the file's numbers
+    and the converted ones are never in memory together.
+    Raises ModelNotFoundError if there is no such file and ModelLoadError if it is not a sound safetensors file, or if
+    numbers of it do not fit into `dtype`.
     """
     try:
         with path.open("rb") as file:
             header = read_header(file, os.fstat(file.fileno()).st_size, path)
             tensors: dict[str, Tensor] = {}
             for entry in header.entries:
+                if names is not None and entry.name not in names:
+                    continue
                 tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="cpu")
                 file.seek(entry.begin)
                 if file.readinto(raw_bytes(tensor)) != entry.end - entry.begin:
                     raise ModelLoadError(f"{path} became shorter while it was read")
-                tensors[entry.name] = tensor
+                tensors[entry.name] = as_dtype(tensor, dtype, f"{path}: tensor {entry.name}")
     except FileNotFoundError:
         raise ModelNotFoundError(f"no such file: {path}") from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
     return tensors
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype | None, what: str) -> Tensor:
+    """Fractions in `dtype`; anything else unchanged. Raises ModelLoadError where float16 turns a number infinite."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    if dtype == torch.float16 and not is_finite(converted) and is_finite(tensor):
+        raise ModelLoadError(f"{what} holds numbers that do not fit into float16", hint="use another dtype")
+    return converted
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -116,10 +135,59 @@ def load_strict(
     Raises ModelLoadError naming every kind of mismatch at once: missing, unknown, of another shape, not finite.
     """
     wanted = module.state_dict()
+    what = type(module).__name__
+    check_fit(wanted, tensors, source, what)
+    converted = {
+        name: tensor.to(device=device, dtype=dtype or wanted[name].dtype)
+        if wanted[name].is_floating_point()
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    if broken := list_names("with infinite or NaN values", [n for n, t in converted.items() if not is_finite(t)]):
+        sound = all(is_finite(tensor) for tensor in tensors.values())
+        raise ModelLoadError(
+            f"{source}: {what} tensors {broken}",
+            hint=f"its numbers do not fit into {dtype}; use another dtype" if sound else "the file is damaged",
+        )
+    module.load_state_dict(converted, strict=True, assign=True)
+
+
+@contextmanager
+def without_numbers() -> Generator[None]:
+    """Networks built inside have names and shapes only: they lie on the meta device, and nothing is initialised.
+
+    Initialising would be free of work there but not of cost: torch's `normal_` on the meta device imports its compiler,
+    1.5 s of a first load.
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+class _Uninitialised(TorchFunctionMode):
+    _SKIPPED: Final = frozenset({nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.constant_})
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func in self._SKIPPED:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
+def check_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path, what: str) -> None:
+    """Raise ModelLoadError unless there are tensors of these names and shapes and no others; `what` they are to be.
+
+    The error names every kind of mismatch at once. `wanted` may lie on the meta device.
+    """
     problems = [
-        _list_names("missing", [name for name in wanted if name not in tensors]),
-        _list_names("unknown", [name for name in tensors if name not in wanted]),
-        _list_names(
+        list_names("missing", [name for name in wanted if name not in tensors]),
+        list_names("unknown", [name for name in tensors if name not in wanted]),
+        list_names(
             "of another shape",
             [
                 f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
@@ -127,7 +195,7 @@ def load_strict(
                 if name in tensors and tensors[name].shape != wanted[name].shape
             ],
         ),
-        _list_names(
+        list_names(
             "of whole numbers instead of fractions",
             [
                 name
@@ -136,25 +204,11 @@ def load_strict(
             ],
         ),
     ]
-    what = type(module).__name__
     if any(problems):
         raise ModelLoadError(
             f"{source} does not fit this {what}: {'; '.join(filter(None, problems))}",
             hint="the weights and the config beside them belong to different models",
         )
-    converted = {
-        name: tensor.to(device=device, dtype=dtype or wanted[name].dtype)
-        if wanted[name].is_floating_point()
-        else tensor
-        for name, tensor in tensors.items()
-    }
-    if broken := _list_names("with infinite or NaN values", [n for n, t in converted.items() if not is_finite(t)]):
-        sound = all(is_finite(tensor) for tensor in tensors.values())
-        raise ModelLoadError(
-            f"{source}: {what} tensors {broken}",
-            hint=f"its numbers do not fit into {dtype}; use another dtype" if sound else "the file is damaged",
-        )
-    module.load_state_dict(converted, strict=True, assign=True)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -179,7 +233,7 @@ def sha256(*paths: Path) -> str:
     return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _list_names(problem: str, names: Iterable[str]) -> str:
+def list_names(problem: str, names: Iterable[str]) -> str:
     """'3 missing (a, b, c)', with at most three names; empty for no names."""
     listed = list(names)
     if not listed:

@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from latentgen.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ DROP = Rule()
 """Known, and of no use to the module."""
 
 
-def _flatten_conv1x1(weight: Tensor) -> Tensor:
+def flatten_conv1x1(weight: Tensor) -> Tensor:
     """A 1x1 convolution's weight (Cout, Cin, 1, 1) as a linear layer's (Cout, Cin); a linear one stays as it is."""
     return weight.flatten(1) if weight.ndim == 4 else weight
 
@@ -83,7 +85,7 @@ HUGGING_FACE_TEXT: Mapping[str, Rule] = {
 
 LEGACY_VAE_ATTENTION: Mapping[str, Rule] = {
     f"{side}.mid_block.attentions.0.{old}.{kind}": to(
-        f"{side}.mid_block.attentions.0.{new}.{kind}", transform=_flatten_conv1x1
+        f"{side}.mid_block.attentions.0.{new}.{kind}", transform=flatten_conv1x1
     )
     for side in ("encoder", "decoder")
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
@@ -121,6 +123,31 @@ def apply_rules(
         shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
         raise ModelLoadError(f"{source}: {len(unknown)} tensors have unknown names ({shown})")
     return renamed
+
+
+def reverse_rules(rules: Mapping[str, Rule], tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """Our tensors under the foreign names of a table without transforms: what was split is joined again.
+
+    Raises ModelLoadError for tensors that no rule leads to; `source` is for its message.
+    """
+    import torch
+
+    found: dict[str, Tensor] = {}
+    left = set(tensors)
+    for template, rule in rules.items():
+        assert rule.transform is None, "a transform has no reverse"
+        if not rule.targets:
+            continue
+        pattern = re.compile(re.escape(rule.targets[0]).replace(r"\{\}", r"(\d+)"))
+        for match in filter(None, map(pattern.fullmatch, tensors)):
+            names = [target.format(*match.groups()) for target in rule.targets]
+            if all(name in tensors for name in names):
+                values = [tensors[name] for name in names]
+                found[template.format(*match.groups())] = values[0] if len(values) == 1 else torch.cat(values)
+                left -= set(names)
+    if left:
+        raise ModelLoadError(f"{source}: {len(left)} tensors have no foreign name ({', '.join(sorted(left)[:3])})")
+    return found
 
 
 def _split(value: Tensor, parts: int, name: str, source: str | Path) -> list[Tensor]:

@@ -14,7 +14,9 @@ from latentgen.checkpoints.diffusers_config import (
     read_unet,
     read_vae,
 )
-from latentgen.checkpoints.header import recognise_foreign
+from latentgen.checkpoints.header import open_header, recognise_foreign
+from latentgen.checkpoints.shards import find_shards
+from latentgen.checkpoints.single_layout import find_vae, read_single_config
 from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, UNetConfig, VAEConfig
 from latentgen.errors import ConfigError, InputError, ModelLoadError, ModelNotFoundError
 
@@ -37,15 +39,15 @@ WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer
 """What `save_model` writes. A folder that holds anything else is never replaced, not even for a README."""
 
 
-SINGLE_FILE: Final = "in diffusers, from_single_file and then save_pretrained make a folder of it"
+def read_config(path: Path) -> ModelConfig:
+    """A model in numbers: a folder from its JSON files alone, a single file from its header.
 
-
-def read_config(folder: Path) -> ModelConfig:
-    """A model folder in numbers, from its JSON files alone.
-
-    Raises ModelNotFoundError if there is no such folder, ModelLoadError naming file and key for anything in it that our
-    networks cannot be.
+    Raises ModelNotFoundError if there is no such path, ModelLoadError naming file and key for anything in it that our
+    networks cannot be. What an SD 2.x file predicts is the likelier answer where it does not say (`SingleFile`).
     """
+    if path.is_file():
+        return read_single_config(path)
+    folder = path
     check_folder(folder)
     if not (folder / INDEX).exists():
         if next(folder.iterdir(), None) is None:
@@ -70,30 +72,38 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_unet_part(folder: Path) -> UNetConfig:
-    """The U-Net of a model folder, or of one that holds it alone, in numbers. Raises if its weights are missing too."""
+    """The U-Net of a model, or of a folder that holds it alone, in numbers. Raises if its weights are missing too."""
+    if folder.is_file():
+        return read_single_config(folder).unet
     own = part_folder(folder, "unet")
     config = read_unet(own / CONFIG)
-    find_weights(own, "unet")
+    weight_files(own, "unet")
     return config
 
 
 def read_vae_part(folder: Path) -> VAEConfig:
-    """The same of the VAE."""
+    """The same of the VAE, which may also be a file of its own."""
+    if folder.is_file():
+        return find_vae(open_header(folder), folder)[0]
     own = part_folder(folder, "vae")
     config = read_vae(own / CONFIG)
-    find_weights(own, "vae")
+    weight_files(own, "vae")
     return config
 
 
 def read_diffusion(folder: Path) -> DiffusionConfig:
-    """The forward process of a model folder, or of a folder that holds its `scheduler/` or the file itself."""
+    """The forward process of a model, or of a folder that holds its `scheduler/` or the file itself."""
+    if folder.is_file():
+        return read_single_config(folder).diffusion
     check_folder(folder)
     own = folder / SCHEDULER.parent
     return read_scheduler((own if own.is_dir() else folder) / SCHEDULER.name)
 
 
 def find_defaults(folder: Path, size_px: int) -> GenerationDefaults:
-    """What a model folder or a run's `model/` says of drawing; `size_px` squared and our usual settings if nothing."""
+    """What a model or a run's `model/` says of drawing; `size_px` squared and our usual settings if nothing."""
+    if folder.is_file():
+        return read_single_config(folder).defaults
     if (folder / INDEX).exists():
         return read_defaults(folder / INDEX, size_px)
     if (folder / RUN_DEFAULTS).exists():
@@ -110,12 +120,12 @@ def check_folder(folder: Path) -> None:
         if not folder.exists():
             raise ModelNotFoundError(f"no such path: {folder}")
         with folder.open("rb") as file:
-            foreign = recognise_foreign(file.read(1024))
+            foreign = recognise_foreign(file.read(1024), folder)
     except OSError as error:
         raise ModelLoadError(f"{folder} cannot be read: {error.strerror}") from None
     if foreign is not None:
         raise ModelLoadError(f"{folder} {foreign[0]}", hint=foreign[1])
-    raise ModelLoadError(f"{folder} is a file, not a model folder", hint=SINGLE_FILE)
+    raise ModelLoadError(f"{folder} is a file, not a model folder", hint=f"see: latentgen info {folder}")
 
 
 def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = None) -> None:
@@ -163,24 +173,32 @@ def part_folder(folder: Path, part: Part | Literal["tokenizer"]) -> Path:
     return folder
 
 
-def find_weights(folder: Path, part: Part) -> Path:
-    """A part's weights file: the plain one, else the half-precision variant beside it.
+def weight_files(folder: Path, part: Part) -> tuple[Path, ...]:
+    """A part's weights: the plain file or its shards, else the half-precision variant beside them.
 
-    Raises ModelLoadError naming the file that is missing, and the way out for pickles and split files.
+    Raises ModelLoadError naming the file that is missing, a shard that may not be opened, or the way out for pickles.
     """
     plain = folder / WEIGHTS[part]
-    half = plain.with_suffix(".fp16.safetensors")
-    for path in (plain, half):
-        if path.exists():
-            return path
-    if plain.with_suffix(".safetensors.index.json").exists():
-        raise ModelLoadError(
-            f"{folder}: weights split over several files are not supported", hint="save them as one file"
-        )
+    for file, index in (
+        (plain, plain.with_suffix(".safetensors.index.json")),
+        (plain.with_suffix(".fp16.safetensors"), plain.with_suffix(".safetensors.index.fp16.json")),
+    ):
+        if file.exists():
+            return (file,)
+        if index.exists():
+            return find_shards(index)
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
         raise ModelLoadError(
-            f"{folder} holds pickled weights ({pickles[0]}), which are never opened here",
-            hint="open it in diffusers: save_pretrained writes safetensors",
+            f"{folder} holds pickled weights only ({pickles[0]}), which are not opened as they are",
+            hint="run: latentgen convert MODEL NEW-FOLDER",
         )
     raise ModelLoadError(f"{plain} is missing", hint="the model folder is incomplete; copy or download it again")
+
+
+def find_weights(folder: Path, part: Part) -> Path:
+    """A part's weights where they are one file. Raises as `weight_files`, and ModelLoadError for shards."""
+    first, *others = weight_files(folder, part)
+    if others:
+        raise ModelLoadError(f"{folder}: weights split over {1 + len(others)} files", hint="save them as one file")
+    return first

@@ -3,7 +3,8 @@
     kohya        lora_unet_<path with underscores>.lora_down.weight, .lora_up.weight, .alpha; lora_te_<...>
     diffusers    unet.<path>.lora_A.weight, .lora_B.weight; text_encoder.<path>. ...; the alphas as JSON in the header
 
-Older diffusers files say `lora.down` and `lora.up`, or `lora_linear_layer.down` and `.up`; they are read too.
+Older diffusers files say `lora.down` and `lora.up`, or `lora_linear_layer.down` and `.up`, and the oldest
+`attn1.processor.to_q_lora.down`; they are read too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from latentgen.checkpoints.lora_names import from_diffusers, from_kohya, kohya_n
 from latentgen.config import DiffusionConfig, ModelConfig
 from latentgen.errors import ModelLoadError, ModelNotFoundError
 from latentgen.models.lora import LowRankUpdate, layers_of
-from latentgen.presets import SD15, SD21_BASE
+from latentgen.presets import EMBEDDED, SD15, SD21_BASE
 
 Form = Literal["kohya", "diffusers"]
 
@@ -51,7 +52,18 @@ _ENDINGS: Final[Mapping[str, str]] = {
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
 }
+
+
+_BASES: Final[Mapping[int, str]] = {
+    EMBEDDED.unet.cross_attention_dim: "the embedded model",
+    SD15.unet.cross_attention_dim: "Stable Diffusion 1.x",
+    SD21_BASE.unet.cross_attention_dim: "Stable Diffusion 2.x",
+    2048: "SDXL",
+}
+"""By the width of the text encoder's states; SDXL's are two encoders' side by side (arXiv:2307.01952, table 1)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +83,11 @@ class LoRAWeights:
     def ranks(self) -> list[int]:
         """The ranks that occur, ascending."""
         return sorted({update.rank for update in self.modules.values()})
+
+    @property
+    def total(self) -> int:
+        """Modules of the file, those that no network has included."""
+        return len(self.modules) + len(self.unmatched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +177,19 @@ def apply_lora(bundle: ModelBundle, lora: LoRAWeights, scale: float = 1.0) -> Lo
     with torch.no_grad():
         for name in lora.modules.keys() & layers.keys():
             weight = layers[name].weight
-            delta = lora.modules[name].delta(weight.shape).to(weight.device)
-            weight.copy_(weight.float() + scale * delta)  # rounded to the weight's own dtype once
+            weight.copy_(merged_weight(weight, [(lora.modules[name], scale)]))
     return report
+
+
+def merged_weight(weight: Tensor, updates: Iterable[tuple[LowRankUpdate, float]]) -> Tensor:
+    """W + the sum of scale * alpha / rank * up @ down, of W's shape, device and dtype (arXiv:2106.09685, section 4.1).
+
+    Added up in float32 in the order given and rounded to the weight's own dtype once.
+    """
+    total = weight.float()
+    for update, scale in updates:
+        total = total + scale * update.delta(weight.shape).to(weight.device)
+    return total.to(weight.dtype)
 
 
 def match_lora(bundle: ModelBundle, lora: LoRAWeights) -> LoadReport:
@@ -173,7 +200,9 @@ def match_lora(bundle: ModelBundle, lora: LoRAWeights) -> LoadReport:
     layers = layers_of(bundle.unet, bundle.text_encoder)
     missing = [name for name in lora.modules if name not in layers]
     if len(missing) == len(lora.modules):
-        raise ModelLoadError(f"none of the LoRA's {len(missing)} modules is in this model ({_some(missing)})")
+        raise ModelLoadError(
+            f"none of the LoRA's {lora.total} modules is in this model ({_some(missing)})", hint=_likely_base(lora)
+        )
     wrong: list[str] = []
     for name, update in lora.modules.items():
         if name in layers and not update.fits(weight := layers[name].weight):
@@ -181,7 +210,8 @@ def match_lora(bundle: ModelBundle, lora: LoRAWeights) -> LoadReport:
             wrong.append(f"{name} from {there[1]} to {there[0]}, here from {here[1]} to {here[0]}")
     if wrong:
         raise ModelLoadError(
-            f"the LoRA was made for another base model: {len(wrong)} of its modules have another shape ({wrong[0]})"
+            f"the LoRA was made for another base model: {len(wrong)} of its modules have another shape ({wrong[0]})",
+            hint=_likely_base(lora),
         )
     return LoadReport(len(lora.modules) - len(missing), (*missing, *lora.unmatched))
 
@@ -198,6 +228,13 @@ def base_metadata(config: ModelConfig) -> dict[str, str]:
     if preset is SD15:
         return {"ss_base_model_version": "sd_v1", "ss_v2": "False"}
     return {"ss_base_model_version": f"sd_v2{_v_suffix(config.diffusion)}", "ss_v2": "True"}
+
+
+def _likely_base(lora: LoRAWeights) -> str | None:
+    """What a LoRA seems to be made for, told by the width of the text that its cross-attention reads."""
+    widths = {u.down.shape[1] for name, u in lora.modules.items() if name.endswith((".attn2.to_k", ".attn2.to_v"))}
+    bases = [_BASES[width] for width in sorted(widths) if width in _BASES]
+    return f"it seems to be made for {bases[0]}" if bases else None
 
 
 def _v_suffix(diffusion: DiffusionConfig) -> str:

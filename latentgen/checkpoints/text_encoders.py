@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer
-from latentgen.checkpoints.io import load_strict, read_tensors
+from latentgen.checkpoints.io import load_strict, read_tensors, without_numbers
 from latentgen.checkpoints.keymap import text_tower_from_open_clip
 from latentgen.checkpoints.text_encoder_names import FoundTextEncoder, OpenClipTower
 from latentgen.errors import ModelLoadError
@@ -36,7 +34,7 @@ def load_found(found: FoundTextEncoder) -> tuple[CLIPTextModel, Tokenizer]:
 def _without_last_layer(found: OpenClipTower) -> CLIPTextModel:
     """SD 2.x conditions on the layer before the last; its published text encoder is open_clip's without that one."""
     config = found.config
-    with torch.device("meta"):
+    with without_numbers():
         encoder = CLIPTextModel(replace(config, num_hidden_layers=config.num_hidden_layers + 1))
     tower = text_tower_from_open_clip(read_tensors(found.weights), found.weights)
     load_strict(encoder, tower, found.weights)

@@ -27,10 +27,17 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "Pictures": {
         "generate": Command("latentgen.cli.generate:generate", "Draw pictures from prompts."),
         "replay": Command("latentgen.cli.replay:replay", "Draw a picture again from its file alone, and compare."),
+        "tokens": Command("latentgen.cli.tokens:tokens", "Show how a prompt is read: tokens, weights, chunks."),
+        "encode": Command("latentgen.cli.encode:encode", "Turn pictures into a model's latents."),
+        "decode": Command("latentgen.cli.decode:decode", "Turn latents back into pictures."),
+        "reconstruct": Command(
+            "latentgen.cli.reconstruct:reconstruct", "Encode and decode pictures, and say what that loses."
+        ),
         "info": Command("latentgen.cli.info:info", "Say what a picture, a weights file or a model folder holds."),
     },
     "Models": {
-        "models": Command("latentgen.cli.models:app", "List models, or show one: list, show."),
+        "models": Command("latentgen.cli.models:app", "Models by name: list, show, inspect, pull, remove."),
+        "convert": Command("latentgen.cli.convert:convert", "Turn a single weights file into a model folder, or back."),
         "export": Command("latentgen.cli.export:export", "Put trained parts together into a model folder."),
     },
     "Training": {

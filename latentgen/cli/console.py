@@ -12,6 +12,9 @@ from typing import Any, Protocol, TextIO
 
 from latentgen.cli.boundary import escape
 
+STDOUT = "-"
+"""A picture's path where its bytes went to stdout."""
+
 
 class Progress(Protocol):
     def __call__(self, done: float, total: float, label: str, /, *figures: str) -> None: ...
@@ -24,11 +27,11 @@ class Console:
     json_events: bool = False
     progress_bar: bool = True
 
-    def result(self, path: Path, **event: Any) -> None:
+    def result(self, path: Path, kind: str = "picture", /, **event: Any) -> None:
         """A file that was made: its path on stdout, or with --json an event of one line."""
         if self.json_events:
-            self.event("picture", path=str(path), **event)
-        else:
+            self.event(kind, path=str(path), **event)
+        elif str(path) != STDOUT:
             print(escape(str(path)) if _is_terminal(sys.stdout) else path, flush=True)
 
     def event(self, name: str, **fields: Any) -> None:
@@ -47,10 +50,6 @@ class Console:
     def warn(self, text: str) -> None:
         """Shown also with --quiet: it says that the result is not quite what was asked for."""
         print(f"warning: {escape(text)}", file=sys.stderr, flush=True)
-
-    def warn_of_cut(self, cut: str) -> None:
-        """A prompt is too long; `cut` is its end."""
-        self.warn(f"the text encoder reads 75 tokens; it does not see the end of the prompt: {cut!r}")
 
     @property
     def has_bar(self) -> bool:

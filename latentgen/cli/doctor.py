@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from latentgen import __version__, embedded_model_path
 from latentgen.cli.boundary import escape
+from latentgen.cli.model_names import models_folder
 from latentgen.cli.options import Json
 from latentgen.errors import LatentgenError, RuntimeFailure
 
@@ -44,7 +48,7 @@ def doctor(json_output: Json = False) -> None:
 
     latentgen doctor --json
     """
-    findings = [*_versions(), *_devices(), *_models(), *_extras()]
+    findings = [*_versions(), *_devices(), *_models(), *_places(), *_extras()]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         if json_output:
@@ -120,6 +124,27 @@ def _models() -> list[Finding]:
     except LatentgenError as error:
         return [Finding("embedded model", str(error), problem=True)]
     return [Finding("embedded model", f"{folder}, {config.defaults.width_px}x{config.defaults.height_px}")]
+
+
+def _places() -> Iterator[Finding]:
+    """Where models of other people are looked for and pulled to, and whether going online is allowed."""
+    from latentgen.checkpoints.hub_cache import cache_folder, cached_snapshots, offline_variable
+
+    yield Finding("models folder", _place(models_folder(), lambda folder: sum(1 for _ in folder.iterdir()), "model(s)"))
+    yield Finding("hub cache", _place(cache_folder(), lambda folder: sum(1 for _ in cached_snapshots()), "snapshot(s)"))
+    offline = offline_variable()
+    asked = "only where it is asked for: `models pull`, `--download`"
+    yield Finding("network", asked if offline is None else f"never: {offline} is set")
+
+
+def _place(folder: Path, count: Callable[[Path], int], what: str) -> str:
+    try:
+        if not folder.is_dir():
+            return f"{folder} (not there yet)"
+        free = shutil.disk_usage(folder).free
+        return f"{folder}, {count(folder)} {what}, {free / 1e9:.0f} GB free"
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror}"
 
 
 def _extras() -> list[Finding]:

@@ -3,204 +3,172 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from latentgen.cli import options
+from latentgen.cli.add_ons import AddOnOptions, AddOns
+from latentgen.cli.autoencoder import telling_warnings
 from latentgen.cli.console import Console, Progress
-from latentgen.cli.model_names import resolve_model
-from latentgen.cli.options import COMPUTER, DRAWING, WORDS
+from latentgen.cli.drawable import read_drawable
+from latentgen.cli.embeddings import load_embeddings, look_at_embeddings, warn_of_unused, with_embeddings
+from latentgen.cli.generate_options import (
+    ComputerOptions,
+    DrawingOptions,
+    FileOptions,
+    MessageOptions,
+    PromptOptions,
+)
+from latentgen.cli.groups import grouped
+from latentgen.cli.init_options import InitOptions
+from latentgen.cli.init_pictures import InitFiles, pass_notes, steps_in_words
+from latentgen.cli.memory import check_memory
+from latentgen.cli.model_names import models_folder, resolve_model
+from latentgen.cli.option_file import with_config
 from latentgen.cli.output import PictureFiles
 from latentgen.cli.plan import Entry, Flags, plan_requests
+from latentgen.cli.prompt_syntax import SyntaxOptions, plain_entries, tell_of_prompts
+from latentgen.cli.seeing import Seeing, SeeingOptions
+from latentgen.cli.sheets import SWEEP_FOLDER, Album, Grid, NoAlbum, open_sweep
+from latentgen.cli.sweep import parse_axes
+from latentgen.cli.sweep_options import SweepOptions, WildcardOptions
+from latentgen.cli.wildcards import Wildcards, wildcard_folders
+from latentgen.diffusion.strength import total_steps
 from latentgen.errors import InputError, LatentgenError, PartialFailure
 from latentgen.request import GenerationRequest
-from latentgen.samplers.registry import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from latentgen.pipeline import GenerationResult, TextToImage
     from latentgen.samplers.step import Step
 
 
+@with_config
+@grouped
 def generate(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; each prompt is a picture of its own.")
-    ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", "-p", rich_help_panel=DRAWING, help="The same as an option; - reads standard input."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            "--from-file",
-            metavar="FILE",
-            rich_help_panel=DRAWING,
-            help="A prompt a line, or .jsonl with flags. Also --from-file.",
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str,
-        typer.Option(
-            "--negative-prompt", "--negative", rich_help_panel=DRAWING, help="What to steer away from. Also --negative."
-        ),
-    ] = "",
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            "-s",
-            parser=options.parse_seed,
-            metavar="N",
-            rich_help_panel=DRAWING,
-            help="0 to 4294967295; -1 or nothing is a random one, which is printed and stored.",
-        ),
-    ] = None,
-    count: Annotated[
-        int,
-        typer.Option(
-            "--count",
-            "-n",
-            "--repeats",
-            "--batch-count",
-            rich_help_panel=DRAWING,
-            help="Pictures per prompt: seed, seed+1 ... Also --repeats, --batch-count.",
-        ),
-    ] = 1,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            "-g",
-            "--guidance-scale",
-            "--cfg-scale",
-            "--cfg",
-            "--scale",
-            rich_help_panel=DRAWING,
-            help="How closely to follow the prompt; 1 is off. Default: the model's. Also --cfg-scale, --cfg, --scale.",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", rich_help_panel=DRAWING, help="Sampler steps. Default: the model's.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler",
-            metavar="NAME",
-            rich_help_panel=DRAWING,
-            help=f"{', '.join(SAMPLERS)}, or A1111's names. Default: the model's.",
-        ),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--schedule", metavar="NAME", rich_help_panel=DRAWING, help=f"{', '.join(SCHEDULES)}. Default: the model's."
-        ),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option("--eta", rich_help_panel=DRAWING, help="Fresh noise in a DDIM step, 0 to 1. Default: 0."),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option("--width", "-W", metavar="PX", rich_help_panel=DRAWING, help="Default: the model's.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option("--height", "-H", metavar="PX", rich_help_panel=DRAWING, help="Default: the model's.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", rich_help_panel=DRAWING, help="Both at once: 512x768.")
-    ] = None,
+    *,
+    words: PromptOptions,
+    syntax: SyntaxOptions,
+    wildcard: WildcardOptions,
+    drawing: DrawingOptions,
+    init: InitOptions,
     model: options.Model = None,
-    output: options.Output = None,
-    format: options.Format = None,
-    overwrite: options.Overwrite = False,
-    no_metadata: options.NoMetadata = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            parser=options.parse_batch_size,
-            metavar="N",
-            rich_help_panel=COMPUTER,
-            help="Pictures computed together: faster on a GPU; the last bit may differ. Default: 1, on a GPU 4.",
-        ),
-    ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    json_events: options.Json = False,
-    no_progress: options.NoProgress = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", rich_help_panel=WORDS, help="Check everything, print what would be drawn, and stop."),
-    ] = False,
+    adding: AddOnOptions,
+    file: FileOptions,
+    sweeping: SweepOptions,
+    watching: SeeingOptions,
+    computer: ComputerOptions,
+    messages: MessageOptions,
 ) -> None:
     """Draw pictures from prompts.
 
     latentgen generate "a lighthouse at sunset" --seed 42
 
     latentgen generate --prompts prompts.txt --count 4 --guidance 5 --output balloons/
+
+    latentgen generate "a {red|blue} fox" --sweep guidance=3:12:3 --sweep sampler=euler,dpmpp_2m
     """
-    console = Console(quiet, verbose, json_events, not no_progress)
+    console = Console(messages.quiet, messages.verbose, messages.json_events, not messages.no_progress)
     # Parse
-    width_px, height_px = _sides(size, width, height)
-    flags = Flags(
-        negative_prompt=negative_prompt,
-        seed=seed,
-        count=count,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        schedule=schedule,
-        eta=eta,
-        width_px=width_px,
-        height_px=height_px,
-    )
-    entries = _entries([*(prompts or []), *(prompt or [])], prompt_file, flags)
-    files = PictureFiles(output, format, overwrite=overwrite)
+    axes, swept_prompts = parse_axes(sweeping.sweep or [])
+    entries = _entries(words, swept_prompts, _flags(words, drawing, init))
+    if syntax.plain_prompt:
+        entries = plain_entries(entries)
+    output = SWEEP_FOLDER if axes and file.output is None else file.output
+    files = PictureFiles(output, file.format, overwrite=file.overwrite)
+    if files.to_stdout and messages.json_events:
+        raise InputError("--output - and --json contradict each other: both write to stdout")
+    sweep = None
+    if axes:
+        sweep = open_sweep(sweeping, wildcard, file, files.folder)
+        entries = sweep.plan(axes, entries)
     # Resolve: everything that can be wrong is found before torch is imported
     folder = resolve_model(model)
-    from latentgen.checkpoints.layout import read_config
-
-    requests = plan_requests(entries, read_config(folder))
-    paths = files.check(requests)
-    if dry_run:
-        _print_plan(console, requests, paths)
+    config, init_files = read_drawable(folder), InitFiles()
+    add_ons = AddOns.find(adding, config)
+    requests = plan_requests(entries, config, _wildcards(words, syntax, wildcard), init_files)
+    requests = add_ons.with_loras(requests)
+    embeddings = look_at_embeddings(syntax.embedding or (), config)
+    requests = with_embeddings(requests, embeddings)
+    warn_of_unused(console, requests, embeddings)
+    tell_of_prompts(console, requests, folder, embeddings, strict=syntax.strict_prompt)
+    check_memory(requests, config, computer.device, computer.dtype)
+    undrawn = requests if sweep is None else sweep.undrawn(requests)
+    paths = files.check(undrawn)
+    seeing = Seeing(watching, pictures=len(undrawn), overwrite=file.overwrite)
+    for note in [*init_files.notes, *pass_notes(undrawn, config)]:
+        console.note(note)
+    if messages.dry_run:
+        _print_plan(console, undrawn, paths)
         return
     # Build
     from latentgen.cli.loading import load_model
 
-    pipeline, load_s = load_model(folder, device=device, dtype=dtype, threads=threads)
+    pipeline, load_s = load_model(folder, device=computer.device, dtype=computer.dtype, threads=computer.threads)
+    pipeline.vae_tiling = computer.vae_tiling
     console.detail(f"loaded {pipeline.name} on {pipeline.device} in {load_s:.2f} s")
-    if seed is None or seed == options.RANDOM_SEED:
+    load_embeddings(console, pipeline, requests, embeddings)
+    add_ons.add_to(pipeline, requests, console)
+    if drawing.seed is None or drawing.seed == options.RANDOM_SEED:
         seeds = list(dict.fromkeys(str(request.seed) for request in requests))
         console.note(f"seed {', '.join(seeds[:8])}{' …' if len(seeds) > 8 else ''}")
+    album: Album = NoAlbum()
+    if sweep is not None:
+        album, requests = sweep, sweep.begin(requests, pipeline.fingerprint)
+        files.check(requests)
+    elif sweeping.grid and not files.to_stdout:
+        album = Grid(files.folder, with_prompts=not file.no_metadata)
     # Run and save
-    _draw(console, pipeline, requests, files, batch_size=batch_size, with_metadata=not no_metadata, load_s=load_s)
+    seeing.begin(pipeline, console)
+    _draw(
+        console,
+        pipeline,
+        requests,
+        files,
+        album,
+        seeing,
+        init_files,
+        batch_size=computer.batch_size,
+        with_metadata=not file.no_metadata,
+        load_s=load_s,
+    )
 
 
-def _sides(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    if size is None:
-        return width, height
-    if width is not None or height is not None:
-        raise InputError("--size and --width or --height contradict each other", hint="give one or the other")
-    return options.parse_size(size)
+def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions) -> Flags:
+    """What is said of every prompt; a line of a `.jsonl` file may say otherwise."""
+    width_px, height_px = drawing.sides()
+    return Flags(
+        negative_prompt=words.negative_prompt,
+        seed=drawing.seed,
+        count=drawing.count,
+        steps=drawing.steps,
+        guidance=drawing.guidance,
+        guidance_rescale=drawing.guidance_rescale,
+        guidance_interval=drawing.guidance_interval,
+        sampler=drawing.sampler,
+        schedule=drawing.schedule,
+        eta=drawing.eta,
+        clip_skip=drawing.clip_skip,
+        width_px=width_px,
+        height_px=height_px,
+        **vars(init),
+    )
 
 
-def _entries(prompts: Sequence[str], prompt_file: Path | None, flags: Flags) -> list[Entry]:
+def _wildcards(words: PromptOptions, syntax: SyntaxOptions, wildcard: WildcardOptions) -> Wildcards:
+    folders = wildcard_folders(wildcard.wildcards, words.prompt_file, models_folder().parent)
+    return Wildcards(folders, combinatorial=wildcard.combinatorial, literal=syntax.plain_prompt)
+
+
+def _entries(words: PromptOptions, swept_prompts: Sequence[str], flags: Flags) -> Sequence[Entry]:
     from latentgen.cli.prompt_files import read_prompt_file, read_standard_input
 
     entries: list[Entry] = []
-    for prompt in prompts:
+    for prompt in [*(words.prompts or []), *(words.prompt or []), *swept_prompts]:
         entries.extend(read_standard_input(flags) if prompt == "-" else [Entry(prompt, flags)])
-    if prompt_file is not None:
-        entries.extend(read_prompt_file(prompt_file, flags))
+    if words.prompt_file is not None:
+        entries.extend(read_prompt_file(words.prompt_file, flags))
     if not entries:
         raise InputError("there is no prompt", hint='for instance: latentgen generate "a lighthouse at sunset"')
     return entries
@@ -209,10 +177,10 @@ def _entries(prompts: Sequence[str], prompt_file: Path | None, flags: Flags) -> 
 def _print_plan(console: Console, requests: Sequence[GenerationRequest], paths: Sequence[Path]) -> None:
     for request, path in zip(requests, paths, strict=True):
         if console.json_events:
-            console.event("plan", path=str(path), request=request.to_json())
+            console.event("plan", path=str(path), steps_drawn=total_steps(request), request=request.to_json())
         else:
             print(
-                f"{path}  {request.width_px}x{request.height_px}  seed {request.seed}  {request.steps} steps "
+                f"{path}  {request.width_px}x{request.height_px}  seed {request.seed}  {steps_in_words(request)} "
                 f"{request.sampler} {request.schedule}  guidance {request.guidance:g}  {request.prompt!r}"
             )
 
@@ -222,6 +190,9 @@ def _draw(
     pipeline: TextToImage,
     requests: Sequence[GenerationRequest],
     files: PictureFiles,
+    album: Album,
+    seeing: Seeing,
+    init_files: InitFiles,
     *,
     batch_size: int | None,
     with_metadata: bool,
@@ -233,16 +204,28 @@ def _draw(
 
     def failed(request: GenerationRequest, failure: LatentgenError) -> None:
         failures.append(failure)
+        seeing.skip()
         console.event("failed", seed=request.seed, error=str(failure))
 
-    with console.progress() as progress:
-        on_step = _step_counter(console, progress, sum(request.steps for request in requests))
+    shown = replace(console, progress_bar=console.progress_bar and not seeing.fills_terminal)
+    with telling_warnings(console), shown.progress() as progress:
+        count = _step_counter(console, progress, sum(map(total_steps, requests)))
+
+        def on_step(step: Step) -> None:
+            count(step)
+            seeing.on_step(step)
+
         results = pipeline.generate(
-            requests, batch_size=batch_size, on_step=on_step, on_failure=failed, on_cut=console.warn_of_cut
+            requests, pictures=init_files, batch_size=batch_size, on_step=on_step, on_failure=failed
         )
         for result in results:
             path = files.save(result.request, result.encode(files.format, with_metadata=with_metadata))
+            album.add(path, result)
             console.result(path, seed=result.seed, **_seconds(result))
+            for kept in seeing.keep(result.pixels):
+                console.result(kept, "steps")
+    for sheet in album.finish():
+        console.result(sheet, "sheet")
     total_s = time.perf_counter() - started
     drawn = len(requests) - len(failures)
     console.event("done", pictures=drawn, failed=len(failures), load_s=round(load_s, 4), draw_s=round(total_s, 4))
@@ -255,7 +238,7 @@ def _draw(
         raise failures[0]
 
 
-def _step_counter(console: Console, progress: Progress, total: int):
+def _step_counter(console: Console, progress: Progress, total: int) -> Callable[[Step], None]:
     """A callback that reports picture steps: `total` is steps times pictures, a step of a batch counts each picture."""
     done = 0
 

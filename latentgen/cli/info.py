@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, TypeGuard, cast
 
 import typer
 
+from latentgen.cli.foreign import foreign_summary
 from latentgen.cli.options import Json
 from latentgen.cli.summary import Summary, model_summary, print_summary, weights_summary
 from latentgen.errors import ModelNotFoundError
@@ -33,13 +34,13 @@ def info(
     if json_output:
         print(json.dumps(summary))
     else:
-        print_summary(summary)
+        print_summary({key: "\n".join(value) if _is_lines(value) else value for key, value in summary.items()})
 
 
 def picture_summary(path: Path) -> Summary:
-    """Format, size and whatever the picture says of itself: our metadata, else A1111's parameters."""
-    from latentgen.images.a1111 import parse_parameters
+    """Format, size and whatever the picture says of itself: our metadata, else another tool's account."""
     from latentgen.images.files import read_picture_text
+    from latentgen.images.foreign import read_foreign
 
     format, (width_px, height_px), text = read_picture_text(path)
     summary: Summary = {"file": path.name, "kind": f"{format} picture", "size": f"{width_px}x{height_px}"}
@@ -48,17 +49,19 @@ def picture_summary(path: Path) -> Summary:
     if isinstance(request, dict):
         summary["made by"] = f"latentgen {document.pop('version', '?')}"
         summary |= cast("Summary", request) | {key: value for key, value in document.items() if key != "format"}
-    elif text.parameters is not None:
-        parameters = parse_parameters(text.parameters)
-        summary |= {"made by": "a tool that writes A1111 parameters", "prompt": parameters.prompt}
-        if parameters.negative_prompt:
-            summary["negative prompt"] = parameters.negative_prompt
-        summary |= parameters.fields
+    elif (foreign := read_foreign(text)) is not None:
+        summary |= foreign_summary(foreign)
     else:
-        summary["made by"] = "unknown: there is no metadata that latentgen reads"
-    if text.other:
-        summary["other text"] = ", ".join(text.other)
+        summary["made by"] = "unknown: there are no settings that latentgen reads"
+        if text.parameters is not None:
+            summary["text"] = text.parameters
+    if text.chunks:
+        summary["other text"] = ", ".join(text.chunks)
     return summary
+
+
+def _is_lines(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in cast("list[object]", value))
 
 
 def _start(path: Path) -> bytes:

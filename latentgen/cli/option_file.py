@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import typer
+
+from latentgen.cli.options import FILES
 from latentgen.errors import InputError, ModelNotFoundError
 
 MAX_BYTES = 64 * 2**10
 """Far above any list of options; a larger file is something else."""
+
+
+def with_config(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with one option more: `--config`, which fills in what the command line leaves out."""
+    parameters = list(inspect.signature(command).parameters.values())
+    options = {each.name: each.annotation for each in parameters if _flags(each.annotation)}
+
+    def fill_in(context: typer.Context, file: Path | None) -> None:
+        """Called before any other option is looked at; what is in the default map counts as given."""
+        if file is not None:
+            context.default_map = read_option_file(file, options)
+
+    option = typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=fill_in,
+        rich_help_panel=FILES,
+        help="Options from a TOML file, under their names here; the command line wins.",
+    )
+
+    @wraps(command)
+    def spread(*, config: Path | None, **given: Any) -> None:
+        command(**given)
+
+    own = inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+    )
+    signature = inspect.Signature([*parameters, own])
+    spread.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]  inspect reads it, Typer too
+    spread.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+    return spread
 
 
 def read_option_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +101,9 @@ def _read(file: Path) -> dict[str, Any]:
 def _checked(file: Path, key: str, value: Any, kind: Any) -> Any:
     """The value, if it is one that the option takes."""
     (option,) = kind.__metadata__
-    if kind.__origin__ == list[str] | None:
+    if option.parser is not None:
+        return _parsed(file, key, value, option.parser)
+    if kind.__origin__ in (list[str] | None, list[Path] | None):
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise InputError(f"{file}: {key} takes a list of strings, not {_shown(value)}")
         return value
@@ -85,6 +124,19 @@ def _checked(file: Path, key: str, value: Any, kind: Any) -> Any:
                 f"{file}: {key} {value} is out of range", hint=f"at least {low}" if high is None else f"{low} to {high}"
             )
     return value
+
+
+def _parsed(file: Path, key: str, value: Any, parser: Callable[[str], Any]) -> str:
+    """A value that has a form of its own, as it is written on the command line."""
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, int | float | str) and not isinstance(part, bool) for part in parts):
+        raise InputError(f"{file}: {key} takes a number or a string, not {_shown(value)}")
+    text = ",".join(str(part) for part in parts)
+    try:
+        parser(text)
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", hint=error.hint) from None
+    return text
 
 
 def _shown(value: Any) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from latentgen.errors import InputError
 from latentgen.images.metadata import MAX_BATCH_SIZE, MAX_THREADS
 
-DRAWING, MODEL, FILES, COMPUTER, WORDS = "What to draw", "Model", "Files", "Computer", "Messages"
+DRAWING, MODEL, FILES = "What to draw", "Model", "Files"
+SEEING, COMPUTER, WORDS = "Seeing it come about", "Computer", "Messages"
 """Panels of the help page."""
 
 RANDOM_SEED = -1
@@ -30,6 +31,21 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"--size {text} is not a size", hint="for instance 512x768, width before height")
     return int(match[1]), int(match[2])
+
+
+class Interval(NamedTuple):
+    """Not a plain tuple, which typer would read from two arguments."""
+
+    start: float
+    end: float
+
+
+def parse_interval(text: str) -> Interval:
+    """`0.1,0.8` to two numbers; whether they make sense is the request's business."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+),([0-9]*\.?[0-9]+)", text.replace(" ", ""))
+    if match is None:
+        raise InputError(f"--guidance-interval {text} is not two numbers", hint="for instance 0.1,0.8")
+    return Interval(float(match[1]), float(match[2]))
 
 
 def parse_device(text: str) -> str:
@@ -60,7 +76,11 @@ def parse_batch_size(text: str) -> int:
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="FOLDER", rich_help_panel=MODEL, help="A model folder, or a name of `models list`."
+        "--model",
+        "-m",
+        metavar="MODEL",
+        rich_help_panel=MODEL,
+        help="A model folder, a .safetensors file, or a name of `models list`, such as OWNER/NAME of a pulled one.",
     ),
 ]
 Output = Annotated[

@@ -7,10 +7,12 @@ import os
 import re
 import stat
 import string
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
+from latentgen.cli.console import STDOUT
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.request import GenerationRequest
 
@@ -23,7 +25,9 @@ MAX_SLUG = 60
 
 
 class PictureFiles:
-    """The files of one run. `format` is the Pillow name of the kind that they all are.
+    """The files of one run, all in `folder`; with `-` the bytes of one picture on stdout.
+
+    `format` is the Pillow name of the kind that they all are.
 
     Raises InputError if the path or template cannot be one.
     """
@@ -31,6 +35,11 @@ class PictureFiles:
     def __init__(self, output: str | None, format: str | None, *, overwrite: bool = False) -> None:
         if format is not None and format.lower() not in EXTENSIONS:
             raise InputError(f"--format {format} is not known", hint="png, jpg or webp")
+        self.to_stdout = output == STDOUT
+        if self.to_stdout and not _takes_bytes(sys.stdout):
+            raise InputError(
+                "--output - would write a picture's bytes to a terminal", hint="send them on: -o - > a.png"
+            )
         path = Path(DEFAULT_FOLDER if output is None else output)
         is_folder = output is None or output.endswith(("/", os.sep)) or _kind(path) == "folder" or not path.suffix
         ending = (format or "png").lower() if is_folder else path.suffix[1:].lower()
@@ -41,7 +50,7 @@ class PictureFiles:
         self.format = EXTENSIONS[ending]
         self.overwrite = overwrite
         self._may_create_folder = is_folder
-        self._folder = path if is_folder else path.parent
+        self.folder = path if is_folder else path.parent
         self._template = f"{DEFAULT_NAME}.{ending}" if is_folder else path.name
         self._date = datetime.date.today().isoformat()
         self._numbered = "n" in _template_fields(self._template)
@@ -52,6 +61,10 @@ class PictureFiles:
 
         Raises InputError if a folder is missing or not writable, a file exists, or two pictures would share a name.
         """
+        if self.to_stdout:
+            if len(requests) > 1:
+                raise InputError(f"--output - is for one picture, not {len(requests)}", hint="name a folder")
+            return [Path(STDOUT)] * len(requests)
         self._check_folder()
         if self._numbered:
             self._next = 1 + self._last_number()
@@ -70,12 +83,15 @@ class PictureFiles:
 
     def save(self, request: GenerationRequest, data: bytes) -> Path:
         """Write one picture under the next free name. Raises InputError if its name was taken meanwhile."""
+        if self.to_stdout:
+            sys.stdout.buffer.write(data)
+            return Path(STDOUT)
         from latentgen.images.files import write_file
 
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RuntimeFailure(f"the folder {self._folder} could not be made: {error.strerror}") from None
+            raise RuntimeFailure(f"the folder {self.folder} could not be made: {error.strerror}") from None
         while True:
             path = self._path(request, self._next)
             self._next += 1
@@ -89,12 +105,12 @@ class PictureFiles:
 
     def _path(self, request: GenerationRequest, n: int) -> Path:
         values = {"date": self._date, "n": n, "seed": request.seed, "prompt_slug": prompt_slug(request.prompt)}
-        return self._folder / self._template.format(**values)
+        return self.folder / self._template.format(**values)
 
     def _check_folder(self) -> None:
-        if _kind(self._folder) is None and not self._may_create_folder:
-            raise InputError(f"--output: there is no folder {self._folder}", hint=f"mkdir -p {self._folder}")
-        existing = self._folder.absolute()
+        if _kind(self.folder) is None and not self._may_create_folder:
+            raise InputError(f"--output: there is no folder {self.folder}", hint=f"mkdir -p {self.folder}")
+        existing = self.folder
         while _kind(existing) is None:
             existing = existing.parent
         if _kind(existing) != "folder":
@@ -104,13 +120,18 @@ class PictureFiles:
 
     def _last_number(self) -> int:
         """The largest {n} among the files that this template could have named."""
-        if _kind(self._folder) is None:
+        if _kind(self.folder) is None:
             return 0
         pattern = ""
         for literal, field, _, _ in string.Formatter().parse(self._template):
             pattern += re.escape(literal) + ({None: "", "n": r"(\d+)"}.get(field, ".*"))
-        matches = (re.fullmatch(pattern, name) for name in os.listdir(self._folder))
+        matches = (re.fullmatch(pattern, name) for name in os.listdir(self.folder))
         return max((int(match[1]) for match in matches if match), default=0)
+
+
+def _takes_bytes(stream: TextIO | None) -> bool:
+    """Not a terminal, and not None, which a stream that the caller closed is."""
+    return stream is not None and not stream.isatty()
 
 
 def _kind(path: Path) -> Literal["folder", "file"] | None:

@@ -5,37 +5,51 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from latentgen.cli.init_pictures import InitFiles
 from latentgen.cli.options import RANDOM_SEED
+from latentgen.cli.wildcards import Wildcards
 from latentgen.config import ModelConfig
+from latentgen.diffusion.strength import check_passes
 from latentgen.errors import InputError
+from latentgen.prompts.check import check_prompts
 from latentgen.request import MAX_SEED, GenerationRequest, RequestError, complete_request
 from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
 
 MAX_PICTURES = 10_000
+PNG_BYTES_PER_PIXEL = 1.5
+"""Of pictures that are neither flat nor noise: half of the three that they have in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """What is said of a picture beside its prompt. None is the model's default, and for the seed a random one."""
+    """What is said of a picture beside its prompt. None is the model's default, and for the seed a random one.
+
+    Each field is a key of a prompt file's lines, read as its type says: int, float, str, bool, Path, tuple.
+    """
 
     negative_prompt: str = ""
     seed: int | None = None
     count: int = 1
     steps: int | None = None
     guidance: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     sampler: str | None = None
     schedule: str | None = None
     eta: float | None = None
+    clip_skip: int | None = None
     width_px: int | None = None
     height_px: int | None = None
-
-    @staticmethod
-    def kinds(name: str) -> tuple[type, ...]:
-        """The types a value of this field may have in a prompt file."""
-        if name in ("negative_prompt", "sampler", "schedule", "size"):
-            return (str,)
-        return (int, float) if name in ("guidance", "eta") else (int,)
+    init_image: Path | None = None
+    strength: float | None = None
+    mask: Path | None = None
+    invert_mask: bool = False
+    mask_blur: int | None = None
+    outpaint: tuple[int, int, int, int] | None = None
+    hires: str | None = None
+    hires_strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +60,25 @@ class Entry:
     """File and line for messages; empty for the command line."""
 
 
-def plan_requests(entries: Sequence[Entry], config: ModelConfig) -> list[GenerationRequest]:
+def plan_requests(
+    entries: Sequence[Entry],
+    config: ModelConfig,
+    wildcards: Wildcards | None = None,
+    init_files: InitFiles | None = None,
+) -> list[GenerationRequest]:
     """Every picture to draw, in order. Picture i of a prompt has seed + i; a random seed is drawn for each prompt.
+
+    wildcards: what `__name__` stands for; without it no name is known.
+    init_files: gets the pictures that requests start from, and says what was done to them.
 
     Raises InputError naming the flag, or the line of the prompt file, for what this model cannot draw.
     """
+    wildcards = Wildcards() if wildcards is None else wildcards
+    init_files = InitFiles() if init_files is None else init_files
     requests: list[GenerationRequest] = []
     for entry in entries:
         try:
-            requests.extend(_requests(entry, config))
+            requests.extend(_requests(entry, config, wildcards, init_files))
         except RequestError as error:
             message = f"{entry.where}: {error.message}" if entry.where else _as_flag(error)
             raise InputError(message, hint=error.hint) from None
@@ -67,10 +91,14 @@ def plan_requests(entries: Sequence[Entry], config: ModelConfig) -> list[Generat
     return requests
 
 
-def _requests(entry: Entry, config: ModelConfig) -> list[GenerationRequest]:
+def _requests(
+    entry: Entry, config: ModelConfig, wildcards: Wildcards, init_files: InitFiles
+) -> list[GenerationRequest]:
     flags = entry.flags
     if not 1 <= flags.count <= MAX_PICTURES:
-        raise RequestError("count", f"{flags.count} is out of range", hint=f"1 to {MAX_PICTURES}")
+        room = max(flags.count, 0) * config.defaults.width_px * config.defaults.height_px * PNG_BYTES_PER_PIXEL
+        many = f"; so many would take about {room / 1e9:.0f} GB" if room > 1e9 else ""
+        raise RequestError("count", f"{flags.count} is out of range", hint=f"1 to {MAX_PICTURES}{many}")
     seed = flags.seed
     if seed is None or seed == RANDOM_SEED:
         seed = secrets.randbelow(MAX_SEED - flags.count + 2)
@@ -78,22 +106,32 @@ def _requests(entry: Entry, config: ModelConfig) -> list[GenerationRequest]:
         last = "" if flags.count == 1 else f" with --count {flags.count}"
         raise RequestError("seed", f"{seed}{last} is out of range", hint=f"the last seed is {MAX_SEED}")
     sampler, schedule = _resolve_sampler(flags, config)
-    return [
+    beginning = init_files.begin(flags, config)
+    requests = [
         complete_request(
             config,
-            prompt=entry.prompt,
-            seed=seed + i,
-            negative_prompt=flags.negative_prompt,
-            width_px=flags.width_px,
-            height_px=flags.height_px,
+            prompt=prompt,
+            seed=own_seed,
+            negative_prompt=wildcards.expand(flags.negative_prompt, own_seed, "negative_prompt"),
+            width_px=beginning.width_px,
+            height_px=beginning.height_px,
             steps=flags.steps,
             guidance=flags.guidance,
+            guidance_rescale=flags.guidance_rescale,
+            guidance_interval=flags.guidance_interval,
             sampler=sampler,
             schedule=schedule,
             eta=flags.eta,
+            clip_skip=flags.clip_skip,
+            init=beginning.init,
+            hires=beginning.hires,
         )
-        for i in range(flags.count)
+        for prompt, own_seed in wildcards.prompts(entry.prompt, range(seed, seed + flags.count))
     ]
+    for request in requests:
+        check_passes(request, config.size_multiple_px)
+        check_prompts(request, config)
+    return requests
 
 
 def _resolve_sampler(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:
@@ -105,6 +143,8 @@ def _resolve_sampler(flags: Flags, config: ModelConfig) -> tuple[str, str | None
     if flags.eta and not SAMPLERS[name].accepts_eta:
         able = ", ".join(entry.name for entry in SAMPLERS.values() if entry.accepts_eta)
         raise RequestError("eta", f"{flags.eta:g} changes nothing with {name}", hint=f"it is for {able}")
+    if asked is None and carried is None and flags.sampler is not None and config.defaults.schedule == "leading":
+        return name, SAMPLERS[name].schedule  # what suits the sampler on Stable Diffusion's noise levels
     return name, asked if asked is not None else carried
 
 

@@ -11,14 +11,21 @@ import typer
 from latentgen import __version__
 from latentgen.cli import options
 from latentgen.cli.console import Console
-from latentgen.cli.model_names import installed_models, resolve_model
+from latentgen.cli.foreign import foreign_request
+from latentgen.cli.loading import load_model
+from latentgen.cli.model_names import EMBEDDED, installed_models, resolve_model
 from latentgen.cli.output import PictureFiles
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+from latentgen.request import GenerationRequest, InitPicture, RequestError
 
 THREADS_PER_CORE = 4
 """At most so many of a file's threads are started; a number of the user's own is taken as it is."""
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from latentgen.images.files import PictureText
     from latentgen.images.metadata import Computation, PictureMetadata
     from latentgen.images.pixels import Pixels
 
@@ -26,6 +33,12 @@ if TYPE_CHECKING:
 def replay(
     picture: options.PicturePath,
     verify: Annotated[bool, typer.Option("--verify", help="Compare only: write no picture.")] = False,
+    init_image: Annotated[
+        Path | None, typer.Option("--init-image", "-i", metavar="FILE", help="The picture that it was drawn from.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", metavar="FILE", help="The mask that it was drawn with, or 'alpha'.")
+    ] = None,
     model: options.Model = None,
     output: options.Output = None,
     format: options.Format = None,
@@ -39,32 +52,35 @@ def replay(
 ) -> None:
     """Draw a picture again from its file alone; exit code 1 if it differs.
 
-    What is not given is taken from the file: model, dtype, device, threads and batch size too.
+    What is not given is taken from the file: model, dtype, device, threads and batch size too. A picture of another
+    tool (A1111, ComfyUI, InvokeAI, mflux ...) is drawn as far as its settings go; what was left out is listed.
 
     latentgen replay outputs/2026-01-31-00001-42.png --verify
 
     latentgen replay found.png --model my-model/ --output again.png
     """
     console = Console(quiet, verbose)
-    # Parse
     from latentgen.images.files import read_picture, read_picture_text
     from latentgen.images.metadata import PictureMetadata
 
+    # Parse
     kind, _, text = read_picture_text(picture)
     if text.document is None:
-        raise InputError(
-            f"{picture} does not carry the settings it was drawn with by latentgen",
-            hint=f"see: latentgen info {picture}",
-        )
+        request, folder = _foreign_request(console, picture, text, model, verify=verify)
+        files = PictureFiles(output, format, overwrite=overwrite)
+        files.check([request])
+        pipeline, _ = load_model(folder, device=device, dtype=dtype, threads=threads)
+        result = next(pipeline.generate([request]))
+        console.result(files.save(result.request, result.encode(files.format, with_metadata=not no_metadata)))
+        return
     recorded = PictureMetadata.from_json(text.document)
     # Resolve
     folder = _folder(recorded, model)
+    pictures = beginnings(recorded.request.init, init_image, mask)
     files = None if verify else PictureFiles(output, format, overwrite=overwrite)
     if files is not None:
         files.check([recorded.request])
     # Build
-    from latentgen.cli.loading import load_model
-
     recorded_device, recorded_dtype = _available(recorded.computation)
     pipeline, _ = load_model(
         folder,
@@ -74,7 +90,7 @@ def replay(
     )
     # Run and save: a picture of a batch is drawn in one again, because the size of a batch decides the last bits.
     size = recorded.computation.batch_size
-    result = next(pipeline.generate([recorded.request] * size, batch_size=size, on_cut=console.warn_of_cut))
+    result = next(pipeline.generate([recorded.request] * size, pictures=pictures, batch_size=size))
     if files is not None:
         console.result(files.save(result.request, result.encode(files.format, with_metadata=not no_metadata)))
     stored = read_picture(picture)[0] if kind == "PNG" else None  # the others lose a little when they are written
@@ -82,6 +98,79 @@ def replay(
     if not is_same:
         raise RuntimeFailure(f"{picture}: {verdict}")
     console.note(f"{picture}: {verdict}")
+
+
+def _foreign_request(
+    console: Console, picture: Path, text: PictureText, model: str | None, *, verify: bool
+) -> tuple[GenerationRequest, Path]:
+    """The request of another tool's picture, and the model's folder; what is left out is told. Nothing is loaded."""
+    from latentgen.checkpoints.layout import read_config
+    from latentgen.images.foreign import read_foreign
+
+    foreign = read_foreign(text)
+    if foreign is None:
+        raise InputError(
+            f"{picture} does not carry settings that latentgen reads", hint=f"see: latentgen info {picture}"
+        )
+    if verify:
+        raise InputError(
+            f"--verify: {picture} was drawn by {foreign.tool}, whose pixels cannot be had to the bit",
+            hint="without --verify it is drawn as far as its settings go",
+        )
+    folder = resolve_model(model)
+    try:
+        request, remarks = foreign_request(foreign, read_config(folder))
+    except RequestError as error:
+        raise InputError(f"{picture}: its {error.message}", hint=error.hint) from None
+    if foreign.model is not None:
+        remarks.insert(0, f"model {foreign.model}: {model or EMBEDDED} draws it here")
+    console.note(f"{picture}: drawn by {foreign.tool}; {'not as there:' if remarks else 'all of it is honoured'}")
+    for remark in remarks:
+        console.note(f"  {remark}")
+    return request, folder
+
+
+def beginnings(init: InitPicture | None, init_image: Path | None, mask: Path | None) -> dict[str, NDArray[np.uint8]]:
+    """The pictures a request starts from by their hashes, from the files given for them.
+
+    Raises InputError if one is missing, is another picture than the request's, or is given for nothing.
+    """
+    wanted = {
+        "--init-image": (init_image, None if init is None else init.sha256),
+        "--mask": (mask, None if init is None else init.mask_sha256),
+    }
+    found: dict[str, NDArray[np.uint8]] = {}
+    for flag, (path, sha256) in wanted.items():
+        if sha256 is None and path is not None:
+            raise InputError(f"{flag} {path}: this picture was drawn without one")
+        if sha256 is None:
+            continue
+        if path is None:
+            what = "a picture" if flag == "--init-image" else "a mask"
+            raise InputError(
+                f"it was drawn from {what} that its file only names: SHA-256 {sha256[:16]}…",
+                hint=f"give it with {flag} FILE",
+            )
+        found[sha256] = _read_beginning(flag, path, init_image, sha256)
+    return found
+
+
+def _read_beginning(flag: str, path: Path, init_image: Path | None, sha256: str) -> NDArray[np.uint8]:
+    from latentgen.images.inputs import read_alpha_mask, read_input, read_mask
+    from latentgen.images.pixels import pixels_sha256
+
+    if flag == "--init-image":
+        pixels = read_input(path)
+    elif str(path) == "alpha" and init_image is not None:
+        pixels = read_alpha_mask(init_image)
+    else:
+        pixels = read_mask(path)
+    if pixels_sha256(pixels) != sha256:
+        raise InputError(
+            f"{flag} {path} is not what it was drawn from: its pixels have the SHA-256 {pixels_sha256(pixels)[:16]}…, "
+            f"not {sha256[:16]}…"
+        )
+    return pixels
 
 
 def compare(

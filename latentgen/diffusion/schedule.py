@@ -8,12 +8,14 @@ timesteps counted 0 .. T-1 as the published configs do (the paper counts 1 .. T)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from latentgen.config import BetaSchedule, DiffusionConfig, TimestepSpacing
+from latentgen.diffusion.beta_quantile import symmetric_beta_quantile
 from latentgen.errors import InputError
 
 MAX_BETA = 0.999
@@ -24,6 +26,12 @@ ZERO_SNR_SIGMA = math.sqrt((1 - 2.0**-24) / 2.0**-24)
 
 KARRAS_RHO = 7.0
 """arXiv:2206.00364, table 1."""
+
+BETA_SHAPE = 0.6
+"""Both parameters of the beta schedule's distribution, as in ComfyUI, A1111 and diffusers."""
+
+ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+"""Sigmas of arXiv:2404.14507 for SD 1.5, from the authors' page."""
 
 SAME_SIGMA = 2.0**-22
 """Two sigmas this close in logarithm are one: float32 moves a logarithm by 2**-24, neighbours lie over 2**-9 apart."""
@@ -97,11 +105,8 @@ class NoiseSchedule:
 
         `leading` with n near T would leave the table by its offset; the offset is then cut to what fits.
         """
+        self._check_steps(n)
         T = self.num_timesteps
-        if not 1 <= n <= T:
-            raise InputError(
-                f"{n} sampling steps do not fit this model: its schedule has {T}", hint=f"use 1..{T} steps"
-            )
         if spacing == "leading":
             ascending = torch.arange(n) * (T // n)
             ascending = ascending + min(self.steps_offset, T - 1 - int(ascending[-1]))
@@ -115,23 +120,29 @@ class NoiseSchedule:
         return ascending.flip(0)
 
     def inference_sigmas(self, n: int, schedule: str) -> Tensor:
-        """Noise levels for n steps: (n+1,) float32, descending, the last one 0.
+        """Noise levels for n steps: (n+1,) float32, descending, the last one 0. `LEVELS` has the schedules by name.
 
-        `leading`, `trailing`, `linspace` take the table's sigma at those timesteps. `karras` is EDM eq. 5 with rho 7
-        between the first and the last sigma of the model's own spacing. Where the schedule has zero terminal SNR its
-        infinite sigma is replaced by 4096 (abar 2**-24): x = x_0 + sigma eps has no meaning at infinity, and at 4096
-        the picture's share of the network's input, 2**-12, is below what the network can see. The timestep stays T-1.
+        Where the model has zero terminal SNR its infinite sigma is replaced by 4096 (abar 2**-24): x = x_0 + sigma eps
+        has no meaning at infinity, and at 4096 the picture's share of the network's input, 2**-12, is below what the
+        network can see. The timestep stays T-1. Raises InputError for an unknown schedule, for n outside 1..T, and for
+        `align_your_steps` where the model's noise levels are not those it was found for.
         """
-        if schedule == "karras":
-            ends = self._finite_sigmas[self.timesteps(n, self.timestep_spacing)]
-            ramp = torch.linspace(0, 1, n, dtype=torch.float64)
-            hottest, coldest = ends[0] ** (1 / KARRAS_RHO), ends[-1] ** (1 / KARRAS_RHO)
-            levels = (hottest + ramp * (coldest - hottest)) ** KARRAS_RHO
-        elif schedule in ("leading", "trailing", "linspace"):
-            levels = self._finite_sigmas[self.timesteps(n, schedule)]
-        else:
-            raise InputError(f"no such sigma schedule: {schedule!r}", hint="leading, trailing, linspace or karras")
+        if schedule not in LEVELS:
+            raise InputError(f"no such sigma schedule: {schedule!r}", hint=f"choose from {', '.join(LEVELS)}")
+        self._check_steps(n)
+        levels = LEVELS[schedule](self, n)
         return torch.cat([levels, levels.new_zeros(1)]).to(torch.float32)
+
+    @staticmethod
+    def truncate(sigmas: Tensor, strength: float) -> Tensor:
+        """The tail of sigmas (n+1,) that runs from a picture instead of from noise: (m+1,), m = int(n strength).
+
+        strength in (0, 1]: 1 is all n steps, and one step always remains. The first entry is the level to which the
+        picture is noised. int() cuts as the published image-to-image pipelines do: of 30 steps, 0.75 leaves 22.
+        """
+        assert 0 < strength <= 1, f"strength {strength} is outside (0, 1]"
+        steps = len(sigmas) - 1
+        return sigmas[steps - max(int(steps * strength), 1) :]
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The timestep a noise level belongs to: float64 of sigma's shape, on the CPU, clamped to [0, T-1].
@@ -139,7 +150,7 @@ class NoiseSchedule:
         Linear between the table's entries in log sigma. A sigma that is a table entry up to float32 rounding gives
         exactly that integer, so the network sees the timesteps that it was trained on.
         """
-        table = self._finite_sigmas.log()
+        table = self.finite_sigmas.log()
         query = sigma.detach().to("cpu").to(torch.float64).log().clamp(table[0], table[-1])
         above = torch.searchsorted(table, query).clamp(min(1, len(table) - 1))
         below = (above - 1).clamp(0)
@@ -148,13 +159,112 @@ class NoiseSchedule:
         nearest = t.round()
         return torch.where((query - table[nearest.long()]).abs() < SAME_SIGMA, nearest, t)
 
+    def t_to_sigma(self, t: Tensor) -> Tensor:
+        """The noise level of timesteps t in [0, T-1], whole or not: float64 of t's shape, inverse of `sigma_to_t`."""
+        table = self.finite_sigmas
+        below = t.floor().long().clamp(0, len(table) - 1)
+        above = (below + 1).clamp(max=len(table) - 1)
+        return table[below] * (table[above] / table[below]) ** (t - below)
+
+    def _check_steps(self, n: int) -> None:
+        T = self.num_timesteps
+        if not 1 <= n <= T:
+            raise InputError(
+                f"{n} sampling steps do not fit this model: its schedule has {T}", hint=f"use 1..{T} steps"
+            )
+
     @property
-    def _finite_sigmas(self) -> Tensor:
+    def finite_sigmas(self) -> Tensor:
         """(T,) the table with an infinite last entry brought down to `ZERO_SNR_SIGMA`, still above its neighbour."""
         if not torch.isinf(self.sigmas[-1]):
             return self.sigmas
         last = self.sigmas.new_tensor([max(ZERO_SNR_SIGMA, 1.01 * float(self.sigmas[-2]))])
         return torch.cat([self.sigmas[:-1], last])
+
+
+# Where n steps are taken: n levels (n,) float64, descending, without the 0 at the end
+
+
+def _of_spacing(spacing: TimestepSpacing) -> Callable[[NoiseSchedule, int], Tensor]:
+    """The table's sigma at the whole timesteps of a spacing."""
+    return lambda model, n: model.finite_sigmas[model.timesteps(n, spacing)]
+
+
+def _karras(model: NoiseSchedule, n: int) -> Tensor:
+    """EDM (arXiv:2206.00364), eq. 5: even in sigma^(1/7) between the ends of the model's own spacing."""
+    hottest, coldest = (end ** (1 / KARRAS_RHO) for end in _ends(model, n))
+    return (hottest + torch.linspace(0, 1, n, dtype=torch.float64) * (coldest - hottest)) ** KARRAS_RHO
+
+
+def _exponential(model: NoiseSchedule, n: int) -> Tensor:
+    """Even in log sigma between the ends of the model's own spacing."""
+    hottest, coldest = _ends(model, n)
+    return hottest * (coldest / hottest) ** torch.linspace(0, 1, n, dtype=torch.float64)
+
+
+def _uniform(model: NoiseSchedule, n: int) -> Tensor:
+    """Even in t from T-1 to 0, both included, not rounded: k-diffusion's own choice, A1111's "Uniform"."""
+    return model.t_to_sigma(torch.linspace(model.num_timesteps - 1, 0, n, dtype=torch.float64))
+
+
+def _sgm_uniform(model: NoiseSchedule, n: int) -> Tensor:
+    """Even in t from T-1 to 0, not rounded, with 0 itself left to the clean end: as Stability's sgm steps."""
+    return model.t_to_sigma(torch.linspace(model.num_timesteps - 1, 0, n + 1, dtype=torch.float64)[:-1])
+
+
+def _simple(model: NoiseSchedule, n: int) -> Tensor:
+    """Every (T/n)th entry of the table counted from its end, cut to whole ones: ComfyUI's and A1111's "Simple"."""
+    T = model.num_timesteps
+    return model.finite_sigmas[torch.tensor([T - 1 - int(step * (T / n)) for step in range(n)])]
+
+
+def _beta(model: NoiseSchedule, n: int) -> Tensor:
+    """Dense at both ends: quantiles of Beta(0.6, 0.6) as timesteps (arXiv:2407.12173; ComfyUI's "beta").
+
+    Timesteps are not rounded, so that many steps stay different. diffusers and A1111 spread sigma itself by the same
+    quantiles, which on a schedule that reaches sigma 20000 leaves no level where a picture takes shape.
+    """
+    quantiles = symmetric_beta_quantile(1 - torch.arange(n, dtype=torch.float64) / n, BETA_SHAPE)
+    return model.t_to_sigma(quantiles * (model.num_timesteps - 1))
+
+
+def _align_your_steps(model: NoiseSchedule, n: int) -> Tensor:
+    """The levels found for SD 1.5 at ten steps (arXiv:2404.14507), log-linear between them for other numbers of steps.
+
+    Ten steps are the published ones: the eleventh level gives way to 0.
+    """
+    known = torch.tensor(ALIGN_YOUR_STEPS, dtype=torch.float64)
+    lowest, highest = float(model.finite_sigmas[0]), float(model.finite_sigmas[-1])
+    if abs(math.log(highest / float(known[0]))) > 0.05 or abs(math.log(lowest / float(known[-1]))) > 0.05:
+        raise InputError(
+            "align_your_steps is for Stable Diffusion's noise levels, sigma 0.029 to 14.6; "
+            f"this model has {lowest:.2g} to {highest:.3g}",
+            hint="choose another schedule, such as trailing or karras",
+        )
+    place = torch.linspace(0, len(known) - 1, n + 1, dtype=torch.float64)[:-1]
+    below = place.floor().long()
+    return known[below] * (known[below + 1] / known[below]) ** (place - below)
+
+
+def _ends(model: NoiseSchedule, n: int) -> tuple[Tensor, Tensor]:
+    """The first and the last level that the model's own spacing visits in n steps."""
+    t = model.timesteps(n, model.timestep_spacing)
+    return model.finite_sigmas[t[0]], model.finite_sigmas[t[-1]]
+
+
+LEVELS: dict[str, Callable[[NoiseSchedule, int], Tensor]] = {
+    "karras": _karras,
+    "exponential": _exponential,
+    "uniform": _uniform,
+    "sgm_uniform": _sgm_uniform,
+    "simple": _simple,
+    "beta": _beta,
+    "align_your_steps": _align_your_steps,
+    "trailing": _of_spacing("trailing"),
+    "leading": _of_spacing("leading"),
+    "linspace": _of_spacing("linspace"),
+}
+"""The schedules that `samplers/registry.py` describes: names to how n levels are placed."""
 
 
 def make_betas(schedule: BetaSchedule, num_timesteps: int, beta_start: float, beta_end: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The `parameters` text of AUTOMATIC1111's stable-diffusion-webui, which most tools and sites of the field read.
+"""The `parameters` text of AUTOMATIC1111's stable-diffusion-webui, which most tools of the field write and read.
 
 Prompt lines; `Negative prompt: ...` if there is one; then `Steps: 20, Sampler: Euler a, ...` on the last line. A value
 that holds a comma, a colon or a line break is written as a JSON string.
@@ -8,10 +8,34 @@ Source: `create_infotext` and `parse_generation_parameters` in that project, who
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from latentgen.images.foreign import (
+    ForeignMetadata,
+    ForeignSettings,
+    as_number,
+    as_seed,
+    as_whole,
+    init_remark,
+    lora_remark,
+    short,
+)
+from latentgen.images.foreign_names import LEADING, UNIFORM, schedule_word
+
+if TYPE_CHECKING:
+    from latentgen.images.files import PictureText
 
 _NEGATIVE = "Negative prompt:"
+_MIN_FIELDS = 3
+"""A last line of fewer fields is prompt, as in that project: "Steps: two" may be words."""
+_KEY = re.compile(r"\s*(\w[\w \-/+.()]*?)\s*:\s*")
+_FIRST_FIELD = re.compile(r"Steps: [0-9]+(,|$)")
+_JSON = json.JSONDecoder()
+_ADD_ON = re.compile(r"<(lora|lyco|hypernet):([^:<>]+)(?::([^<>]*))?>")
+_MAX_TEXT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +56,27 @@ def format_parameters(parameters: A1111Parameters) -> str:
 
 
 def parse_parameters(text: str) -> A1111Parameters:
-    """Read a `parameters` text, ours or another tool's. What is not a list of fields counts as prompt."""
-    lines = text.strip().splitlines()
+    """Read a `parameters` text, ours or another tool's. What is not a list of fields counts as prompt.
+
+    The fields begin at the last line that starts with "Steps: ", because some tools add lines of their own below it,
+    or are the last line; so a prompt may itself hold such words.
+    """
+    lines = text[:_MAX_TEXT].strip().splitlines()
+    starts = [k for k, line in enumerate(lines) if _FIRST_FIELD.match(line.strip())]
     fields: dict[str, str] = {}
-    if lines and "Steps: " in lines[-1]:
-        fields = _parse_fields(lines.pop())
+    for start in (*starts[-1:], len(lines) - 1):
+        fields = _parse_fields("\n".join(lines[start:])) if lines else {}
+        if len(fields) >= _MIN_FIELDS:
+            lines = lines[:start]
+            break
+        fields = {}
     prompt: list[str] = []
     negative: list[str] = []
     target = prompt
     for line in lines:
-        if target is prompt and line.startswith(_NEGATIVE):
+        if target is prompt and line.strip().startswith(_NEGATIVE):
             target = negative
-            line = line.removeprefix(_NEGATIVE)
+            line = line.strip().removeprefix(_NEGATIVE)
         target.append(line.strip())
     return A1111Parameters("\n".join(prompt).strip(), "\n".join(negative).strip(), fields)
 
@@ -53,23 +86,165 @@ def _quote(value: str) -> str:
 
 
 def _parse_fields(line: str) -> dict[str, str]:
-    """`Key: value, Key: "quoted, value", ...`; a piece without a colon ends the list."""
+    """`Key: value, Key: "quoted, value", Key: {"json": 1}, ...`; what has no key ends the list."""
     fields: dict[str, str] = {}
-    rest = line.strip()
-    while rest:
-        key, colon, rest = rest.partition(":")
-        if not colon:
-            break
-        rest = rest.lstrip()
-        value = ""
-        if rest.startswith('"'):
-            try:
-                value, end = json.JSONDecoder().raw_decode(rest)
-                rest = rest[end:].partition(",")[2]
-            except json.JSONDecodeError:
-                value = ""
-        if not value:
-            value, _, rest = rest.partition(",")
-        fields[key.strip()] = str(value).strip()
-        rest = rest.lstrip()
+    position = 0
+    while match := _KEY.match(line, position):
+        value, position = _value(line, match.end())
+        fields[match[1].strip()] = value
     return fields
+
+
+def _value(line: str, start: int) -> tuple[str, int]:
+    """The value that begins at `start`, and where the next key may begin."""
+    if line[start : start + 1] in ('"', "{", "["):
+        try:
+            value, end = _JSON.raw_decode(line, start)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            comma = re.compile(r"\s*(,|\n|$)").match(line, end)
+            if comma is not None:
+                return value if isinstance(value, str) else line[start:end], comma.end()
+    end = min((at for at in (line.find(",", start), line.find("\n", start)) if at >= 0), default=len(line))
+    return line[start:end].strip(), end + 1
+
+
+# What it means to us
+
+_USED = {
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Seed",
+    "Size",
+    "Clip skip",
+    "Eta",
+    "Eta DDIM",
+    "CFG Rescale phi",
+    "CFG Rescale φ",
+    "CFG rescale",
+    "Model",
+    "Denoising strength",
+    "Hires upscale",
+    "Hires resize",
+    "RNG",
+}
+_SAID = ("Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Version", "App", "Hashes", "User")
+"""Fields that change nothing by themselves."""
+_REASONS = {
+    "Hires upscaler": "the second pass enlarges the latents or the picture in its own way",
+    "Hires steps": "the second pass takes as many steps as the first, times its strength",
+    "Hires prompt": "both passes draw the same prompt",
+    "Hires negative prompt": "both passes draw the same prompt",
+    "Variation seed": "the noise follows from one seed",
+    "Variation seed strength": "the noise follows from one seed",
+    "ENSD": "the noise of every step follows from the seed itself",
+    "Face restoration": "no other model works on a finished picture",
+    "Tiling": "pictures have edges",
+    "Refiner": "one model draws all steps",
+    "Refiner switch at": "one model draws all steps",
+}
+
+
+def read(text: PictureText) -> ForeignMetadata | None:
+    """The account of A1111, Forge, SD.Next and all who write as they do. None if the text names no settings."""
+    if text.parameters is None:
+        return None
+    return interpret(parse_parameters(text.parameters))
+
+
+def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
+    """None if there are no settings: then it may be any text."""
+    fields = parameters.fields
+    if not fields:
+        return None
+    prompt, remarks = _without_add_ons(parameters.prompt)
+    sampler, schedule = _walk(fields)
+    width_px, height_px = _size(fields.get("Size", ""))
+    strength = as_number(fields.get("Denoising strength"))
+    hires_scale = _hires_scale(fields, width_px, height_px)
+    if strength is not None and hires_scale is None:
+        remarks.append(init_remark())
+    noise = fields.get("RNG", "GPU")
+    if noise != "CPU":
+        remarks.append(f"starting noise: {short(noise)} noise there, the CPU's here, which differs for the same seed")
+    remarks += [_remark(key, value) for key, value in fields.items() if key not in _USED and key not in _SAID]
+    return ForeignMetadata(
+        tool=_tool(fields),
+        prompt=prompt,
+        negative_prompt=parameters.negative_prompt,
+        settings=ForeignSettings(
+            seed=as_seed(fields.get("Seed")),
+            steps=as_whole(fields.get("Steps")),
+            guidance=as_number(fields.get("CFG scale")),
+            sampler=sampler,
+            schedule=schedule,
+            width_px=width_px,
+            height_px=height_px,
+            eta=as_number(fields.get("Eta DDIM") or (fields.get("Eta") if sampler == "DDIM" else None)),
+            guidance_rescale=as_number(fields.get("CFG Rescale phi") or fields.get("CFG Rescale φ")),
+            clip_skip=as_whole(fields.get("Clip skip")),
+            hires_scale=hires_scale,
+            hires_strength=strength if hires_scale is not None else None,
+        ),
+        model=fields.get("Model"),
+        could_not=tuple(remarks),
+        also={key: fields[key] for key in _SAID if key in fields},
+    )
+
+
+def _remark(key: str, value: str) -> str:
+    return f"{short(key)} {short(value)}: {_REASONS.get(key, 'not a setting that latentgen has')}"
+
+
+def _without_add_ons(prompt: str) -> tuple[str, list[str]]:
+    """The prompt without <lora:name:0.8> and its like, and what was taken out."""
+    remarks: list[str] = []
+
+    def take(match: re.Match[str]) -> str:
+        kind, name, strength = match.groups()
+        is_lora = kind in ("lora", "lyco")
+        remarks.append(lora_remark(name, strength) if is_lora else f"hypernetwork {short(name)}: not supported")
+        return ""
+
+    return re.sub(r"[ \t]{2,}", " ", _ADD_ON.sub(take, prompt)).strip(), remarks
+
+
+def _walk(fields: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Sampler and schedule. Before version 1.9 the sampler's title held the schedule too: "DPM++ 2M Karras"."""
+    sampler, schedule = fields.get("Sampler"), fields.get("Schedule type")
+    if sampler in ("DDIM", "PLMS") and not fields.get("Version", "").startswith("latentgen "):
+        return sampler, LEADING  # CompVis' samplers, which know no other levels
+    for ending in ("Karras", "Exponential"):
+        if sampler is not None and sampler.endswith(f" {ending}"):
+            return sampler.removesuffix(f" {ending}"), ending
+    return sampler, UNIFORM if schedule is None else schedule_word(schedule)
+
+
+def _size(text: str) -> tuple[int | None, int | None]:
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.strip())
+    return (int(match[1]), int(match[2])) if match else (None, None)
+
+
+def _hires_scale(fields: Mapping[str, str], width_px: int | None, height_px: int | None) -> float | None:
+    """Of the second pass: told as a factor or as the size it ends in."""
+    scale = as_number(fields.get("Hires upscale"))
+    resized = _size(fields.get("Hires resize", ""))
+    if scale is None and resized[0] and resized[1] and width_px and height_px:
+        scale = max(resized[0] / width_px, resized[1] / height_px)
+    return scale
+
+
+def _tool(fields: Mapping[str, str]) -> str:
+    version = fields.get("Version", "")
+    if "App" in fields:
+        return short(fields["App"])
+    if version.startswith("latentgen "):
+        return "latentgen"
+    if re.match(r"f[0-9]", version):
+        return "Forge"
+    if version == "ComfyUI" or "Fooocus" in version:
+        return short(version.split()[0])
+    return "AUTOMATIC1111" if re.match(r"v?[0-9]", version) else "a tool that writes A1111 parameters"

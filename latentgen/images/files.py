@@ -11,9 +11,10 @@ import errno
 import io
 import json
 import os
+import struct
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+from latentgen.images.foreign import parse_object
 from latentgen.images.pixels import Pixels
 
 FORMATS: Mapping[str, str] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -32,6 +34,7 @@ MAX_PIXELS = 64 * 2**20
 _PNG_COMPRESS_LEVEL = 6
 _QUALITY = 95
 _EXIF_IFD, _MAKER_NOTE, _USER_COMMENT = 0x8769, 0x927C, 0x9286
+_TIFF_HEADER_BYTES, _TIFF_ENTRY_BYTES, _TIFF_LONG, _TIFF_UNDEFINED = 8, 12, 4, 7
 _MAKER = b"latentgen\0"
 _UNICODE = b"UNICODE\0"
 _MAX_JPEG_EXIF_BYTES = 65_000
@@ -46,8 +49,8 @@ class PictureText:
     """A1111's text."""
     document: Mapping[str, Any] | None = None
     """Our JSON."""
-    other: tuple[str, ...] = ()
-    """Names of further text chunks, other tools'."""
+    chunks: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What else there is, other tools', by name: a PNG's further text chunks, "XMP", and EXIF's "UserComment"."""
 
 
 def encode_picture(pixels: Pixels, format: str, text: PictureText | None) -> bytes:
@@ -74,19 +77,34 @@ def encode_picture(pixels: Pixels, format: str, text: PictureText | None) -> byt
 def _exif_argument(text: PictureText | None, limit: int | None) -> dict[str, bytes]:
     if text is None:
         return {}
-    exif = Image.Exif()
-    section = exif.get_ifd(_EXIF_IFD)
-    if text.parameters is not None:
-        section[_USER_COMMENT] = _UNICODE + text.parameters.encode("utf-16-be")
+    entries: list[tuple[int, bytes]] = []
     if text.document is not None:
-        section[_MAKER_NOTE] = _MAKER + json.dumps(text.document, ensure_ascii=False).encode("utf-8")
-    data = exif.tobytes()
+        entries.append((_MAKER_NOTE, _MAKER + json.dumps(text.document, ensure_ascii=False).encode("utf-8")))
+    if text.parameters is not None:
+        entries.append((_USER_COMMENT, _UNICODE + text.parameters.encode("utf-16-be")))
+    data = _exif_bytes(entries)
     if limit is not None and len(data) > limit:
         raise InputError(
             f"the prompt is too long for a JPEG's metadata: {len(data)} bytes, the limit is {limit}",
             hint="use png or webp, or --no-metadata",
         )
     return {"exif": data}
+
+
+def _exif_bytes(entries: Sequence[tuple[int, bytes]]) -> bytes:
+    """An EXIF block of one section with these tags, in ascending order, each of type UNDEFINED, big-endian.
+
+    By hand, because Pillow would call them BYTE, which readers of the standard's type (A1111's among them) cannot read.
+    Source: EXIF 2.32, section 4.6; TIFF 6.0, section 2.
+    """
+    section = _TIFF_HEADER_BYTES + 2 + _TIFF_ENTRY_BYTES + 4
+    head = struct.pack(">2sHIHHHIII", b"MM", 42, _TIFF_HEADER_BYTES, 1, _EXIF_IFD, _TIFF_LONG, 1, section, 0)
+    place = section + 2 + _TIFF_ENTRY_BYTES * len(entries) + 4
+    table, values = struct.pack(">H", len(entries)), b""
+    for tag, value in entries:
+        table += struct.pack(">HHII", tag, _TIFF_UNDEFINED, len(value), place + len(values))
+        values += value + bytes(len(value) % 2)
+    return b"Exif\0\0" + head + table + bytes(4) + values
 
 
 def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
@@ -128,7 +146,7 @@ def _name_exclusively(aside: Path, path: Path) -> None:
 
 def read_picture(path: Path) -> tuple[Pixels, PictureText]:
     """Pixels (H, W, 3) and words. Raises ModelNotFoundError if there is no file, InputError if it is no picture."""
-    with _open(path) as image:
+    with open_picture(path) as image:
         text = _text_of(image)
         pixels = np.asarray(image.convert("RGB"))
     return pixels, text
@@ -136,12 +154,12 @@ def read_picture(path: Path) -> tuple[Pixels, PictureText]:
 
 def read_picture_text(path: Path) -> tuple[str, tuple[int, int], PictureText]:
     """Format, (width, height) and words, without decoding the pixels of a picture that carries its words in front."""
-    with _open(path) as image:
+    with open_picture(path) as image:
         return image.format or "", image.size, _text_of(image)
 
 
-class _open:
-    """`with _open(path) as image`: a picture of one of FORMATS, with every failure of Pillow's as one of ours."""
+class open_picture:
+    """`with open_picture(path) as image`: one of FORMATS, with every failure of Pillow's as one of ours."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -175,27 +193,60 @@ class _open:
 
 
 def _text_of(image: Image.Image) -> PictureText:
+    chunks = _xmp_of(image)
+    comment, note, prompt = None, None, None
     if isinstance(image, PngImagePlugin.PngImageFile):
         # `info` holds what stands before the pixels, where every tool writes it; `text` would decode them all.
-        found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-        others = tuple(name for name in found if name not in ("parameters", "latentgen"))
-        return PictureText(found.get("parameters"), _parse_document(found.get("latentgen")), others)
-    section = image.getexif().get_ifd(_EXIF_IFD)
-    comment, note = section.get(_USER_COMMENT), section.get(_MAKER_NOTE)
-    parameters = document = None
-    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
-        parameters = comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace")
-    if isinstance(note, bytes) and note.startswith(_MAKER):
-        document = _parse_document(note.removeprefix(_MAKER).decode("utf-8", errors="replace"))
-    return PictureText(parameters, document)
+        chunks |= {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+        chunks.pop("XML:com.adobe.xmp", None)
+    if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
+        comment, note, prompt = _exif_of(image)
+    parameters, document = chunks.pop("parameters", None), parse_object(chunks.pop("latentgen", None))
+    if prompt is not None:
+        chunks.setdefault("prompt", prompt)
+    if comment is not None and comment.lstrip().startswith("{"):
+        chunks["UserComment"] = comment
+    elif parameters is None:
+        parameters = comment
+    return PictureText(parameters, document or parse_object(note), chunks)
 
 
-def _parse_document(text: str | None) -> Mapping[str, Any] | None:
-    """Our JSON, or None where it is not an object: then the file was made or changed by something else."""
-    if text is None:
-        return None
+def _xmp_of(image: Image.Image) -> dict[str, str]:
+    data = image.info.get("xmp", image.info.get("XML:com.adobe.xmp"))
+    if isinstance(data, bytes):
+        data = data.decode("utf-8", errors="replace")
+    return {"XMP": data} if isinstance(data, str) else {}
+
+
+def _exif_of(image: Image.Image) -> tuple[str | None, str | None, str | None]:
+    """The UserComment, our note, and ComfyUI's graph, which it puts into a camera's name: "prompt:{...}"."""
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow tells of every damaged tag
+            exif = image.getexif()
+            section = exif.get_ifd(_EXIF_IFD)
+    except (SyntaxError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error, OSError):
+        return None, None, None  # Damaged EXIF makes no picture unreadable
+    note = section.get(_MAKER_NOTE)
+    if not isinstance(note, bytes) or not note.startswith(_MAKER):
+        note = None
+    graph = next((v for v in exif.values() if isinstance(v, str) and v.startswith("prompt:")), None)
+    return (
+        _comment_text(section.get(_USER_COMMENT)),
+        None if note is None else note.removeprefix(_MAKER).decode("utf-8", errors="replace"),
+        None if graph is None else graph.removeprefix("prompt:"),
+    )
+
+
+def _comment_text(value: object) -> str | None:
+    """EXIF's UserComment: eight bytes name its encoding. Some writers leave them out, or write UTF-16 the other way."""
+    if not isinstance(value, bytes):
+        return value if isinstance(value, str) else None
+    if value.startswith(_UNICODE):
+        data = value.removeprefix(_UNICODE)
+        # Latin letters have their zero byte first in big-endian, which the standard and A1111 use.
+        is_little = data.startswith(b"\xff\xfe") or data[1::2].count(0) > data[::2].count(0)
+        return data.decode("utf-16-le" if is_little else "utf-16-be", errors="replace").lstrip("\ufeff")
+    for prefix in (b"ASCII\0\0\0", bytes(8)):
+        value = value.removeprefix(prefix)
+    return value.decode("utf-8", errors="replace").rstrip("\0")

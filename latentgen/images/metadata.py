@@ -89,22 +89,35 @@ class PictureMetadata:
     def a1111(self, *, sampler_title: str, schedule_title: str) -> A1111Parameters:
         """The same in the field's common words; the titles are the registry's ("DPM++ 2M", "Karras")."""
         request = self.request
+        init, hires = request.init, request.hires
+        strength = hires.strength if hires is not None else None if init is None else init.strength
+        fields: dict[str, str | None] = {
+            "Steps": str(request.steps),
+            "Sampler": sampler_title,
+            "Schedule type": schedule_title,
+            "CFG scale": _number(request.guidance),
+            "Seed": str(request.seed),
+            "Size": f"{request.width_px}x{request.height_px}",
+            "Model hash": self.fingerprint[:10],
+            "Model": self.model,
+            "Denoising strength": None if strength is None else _number(strength),
+            "Clip skip": str(request.clip_skip) if (request.clip_skip or 1) > 1 else None,
+            "RNG": "CPU",
+            "Mask blur": str(request.init.mask_blur_px) if request.init and request.init.mask_sha256 else None,
+            "Hires upscale": None if hires is None else _number(hires.scale),
+            "Hires upscaler": None if hires is None else "Lanczos",
+            "Eta": _number(request.eta) if request.eta else None,
+            "CFG Rescale phi": _number(request.guidance_rescale) if request.guidance_rescale else None,
+            "Lora hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.loras) or None,
+            "TI hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.embeddings) or None,
+            "Version": f"latentgen {self.version}",
+        }
+        tags = [f"<lora:{each.name}:{_number(each.scale)}>" for each in request.loras]
         return A1111Parameters(
-            prompt=request.prompt,
+            # Where a LoRA came with a flag, its tag is not in the prompt yet.
+            prompt=" ".join([request.prompt, *(tag for tag in tags if tag.rsplit(":", 1)[0] not in request.prompt)]),
             negative_prompt=request.negative_prompt,
-            fields={
-                "Steps": str(request.steps),
-                "Sampler": sampler_title,
-                "Schedule type": schedule_title,
-                "CFG scale": _number(request.guidance),
-                "Seed": str(request.seed),
-                "Size": f"{request.width_px}x{request.height_px}",
-                "Model hash": self.fingerprint[:10],
-                "Model": self.model,
-                "RNG": "CPU",
-                **({"Eta": _number(request.eta)} if request.eta else {}),
-                "Version": f"latentgen {self.version}",
-            },
+            fields={name: value for name, value in fields.items() if value is not None},
         )
 
 

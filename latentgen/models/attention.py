@@ -6,13 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgen.models.layers import zero_init
+from latentgen.models.layers import PointwiseConv2d, is_drawing_on_cpu, zero_init
 
 TRANSFORMER_GROUP_NORM_EPS = 1e-6
 """The norm around a spatial transformer; the U-Net's residual blocks use 1e-5 (CompVis `ldm/modules/attention.py`)."""
 
 _EXPLICIT_SCORES_LIMIT = 1 << 20
 """Largest queries x keys product for which the scores are written out in CPU bf16 training: 1024x1024 fits."""
+
+_QUERIES_AT_A_TIME = 32
+_FLOATS_OF_A_CACHE_LINE = 16
+
+_ROWS_THAT_DEPEND_ON_THREADS = range(5, 12)
+"""MKL's product of so few rows sums in another order on 2 or 8 threads (5, 6, 7, 9, 10 and 11; measured)."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
@@ -33,8 +39,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = Fal
     2 bytes x heads x queries x keys a sample and layer. Larger products stay with SDPA, whatever they would save.
     In float32 SDPA is as fast or faster. Without gradients the difference is a fraction of a millisecond a call, and
     SDPA keeps the scores in float32 and never holds an (N, M) matrix.
+
+    And except for few queries drawn on a CPU in float32, where SDPA's last bits would depend on the threads.
     """
-    if _explicit_scores_are_faster(q, k) and not causal:
+    if (_explicit_scores_are_faster(q, k) or _depends_on_threads(q)) and not causal:
         q, k, v = (_heads_to_batch(tokens, heads) for tokens in (q, k, v))  # (B * heads, N or M, C / heads)
         scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))  # (B * heads, N, M)
         out = torch.bmm(scores.softmax(dim=-1).to(v.dtype), v)
@@ -51,6 +59,19 @@ def _explicit_scores_are_faster(q: Tensor, k: Tensor) -> bool:
         and q.requires_grad
         and q.shape[1] * k.shape[1] <= _EXPLICIT_SCORES_LIMIT
     )
+
+
+def _depends_on_threads(q: Tensor) -> bool:
+    """Whether SDPA gives other last bits on other threads.
+
+    On a CPU it takes up to 32 queries at a time through a buffer for each thread, one behind the other. Where a buffer
+    ends within a cache line, the next one is aligned differently, and MKL sums in another order: of 1 to 31 queries it
+    does so for those that are no multiple of 4 (measured), and never where 16 divides them. So it is for pictures with
+    few pixels at the coarsest level, and the products take some 20 us longer there.
+    """
+    queries = q.shape[1]
+    is_torn = queries < _QUERIES_AT_A_TIME and queries % _FLOATS_OF_A_CACHE_LINE != 0
+    return is_torn and q.dtype == torch.float32 and is_drawing_on_cpu(q)
 
 
 def _heads_to_batch(tokens: Tensor, heads: int) -> Tensor:
@@ -86,6 +107,8 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in_dim) -> (B, N, out_dim)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
+        if is_drawing_on_cpu(x):
+            gate = gate.contiguous()  # oneDNN's gelu, which does not depend on the threads; of a view it is torch's own
         return value * F.gelu(gate)
 
 
@@ -139,14 +162,16 @@ class SpatialTransformer(nn.Module):
             self.proj_in = nn.Linear(channels, channels)
             proj_out = nn.Linear(channels, channels)
         else:
-            self.proj_in = nn.Conv2d(channels, channels, 1)
-            proj_out = nn.Conv2d(channels, channels, 1)
+            self.proj_in = PointwiseConv2d(channels, channels)
+            proj_out = PointwiseConv2d(channels, channels)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
         self.proj_out = zero_init(proj_out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, C, h, w), context (B, M, context_dim) -> (B, C, h, w)."""
         height, width = x.shape[-2:]
+        if is_drawing_on_cpu(x) and len(x) * height * width in _ROWS_THAT_DEPEND_ON_THREADS:
+            return self(x.repeat(4, 1, 1, 1), context.repeat(4, 1, 1))[: len(x)]
         h = self.norm(x)
         if not self.use_linear_projection:
             h = self.proj_in(h)

@@ -32,9 +32,10 @@ class TextEmbeddings(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, N) int64 -> (B, N, D)."""
-        return self.token_embedding(token_ids) + self.position_embedding.weight[: token_ids.shape[1]]
+    def forward(self, token_ids: Tensor, token_vectors: Tensor | None = None) -> Tensor:
+        """(B, N) int64 -> (B, N, D). token_vectors (B, N, D): in place of the tokens' own, as in textual inversion."""
+        vectors = self.token_embedding(token_ids) if token_vectors is None else token_vectors
+        return vectors + self.position_embedding.weight[: token_ids.shape[1]]
 
 
 class CausalSelfAttention(nn.Module):
@@ -108,9 +109,9 @@ class TextTransformer(nn.Module):
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, token_ids: Tensor, skip_last: int) -> Tensor:
+    def forward(self, token_ids: Tensor, skip_last: int, token_vectors: Tensor | None = None) -> Tensor:
         """(B, N) int64 -> (B, N, D)."""
-        return self.final_layer_norm(self.encoder(self.embeddings(token_ids), skip_last))
+        return self.final_layer_norm(self.encoder(self.embeddings(token_ids, token_vectors), skip_last))
 
 
 class CLIPTextModel(nn.Module):
@@ -121,16 +122,23 @@ class CLIPTextModel(nn.Module):
         self.config = config
         self.text_model = TextTransformer(config)
 
-    def forward(self, token_ids: Tensor, *, penultimate: bool = False) -> Tensor:
+    def forward(self, token_ids: Tensor, *, skip_last: int = 0, token_vectors: Tensor | None = None) -> Tensor:
         """Encode tokens.
 
         Shapes: token_ids (B, N) int64, N at most max_position_embeddings (77); returns (B, N, D), after
-        final_layer_norm. `penultimate`: leave the last layer out, then norm (SD 2.x; "clip skip 2").
-        Raises ShapeError for more tokens than there are positions.
+        final_layer_norm. `skip_last`: layers left out at the end, before that norm (A1111's clip skip less one).
+        token_vectors (B, N, D): what is read in place of the tokens' own embeddings (`look_up`).
+        Raises ShapeError for more tokens than there are positions, or fewer layers than are to be left out.
         """
-        positions = self.config.max_position_embeddings
+        positions, layers = self.config.max_position_embeddings, self.config.num_hidden_layers
         if token_ids.ndim != 2 or token_ids.shape[1] > positions:
             raise ShapeError(
                 f"text encoder: token ids are {tuple(token_ids.shape)}, but it takes (B, up to {positions})"
             )
-        return self.text_model(token_ids, skip_last=1 if penultimate else 0)
+        if not 0 <= skip_last < layers:
+            raise ShapeError(f"text encoder: {skip_last} of its {layers} layers cannot be left out")
+        return self.text_model(token_ids, skip_last, token_vectors)
+
+    def look_up(self, token_ids: Tensor) -> Tensor:
+        """The tokens' own embeddings: (B, N) int64 -> (B, N, D)."""
+        return self.text_model.embeddings.token_embedding(token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _ModuleT = TypeVar("_ModuleT", bound=nn.Module)
+
+_EVENLY_SPLIT = 32 * math.lcm(*range(1, 9))
+"""Values that 1 to 8 threads share in pieces of whole vectors, of 16 floats each and two at a time; fewer than this are
+computed by one thread (torch's grain size is 32768)."""
 
 
 def zero_init(module: _ModuleT) -> _ModuleT:
@@ -37,6 +42,50 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return result
 
 
+def is_drawing_on_cpu(x: Tensor) -> bool:
+    """Whether nothing is trained and x lies in a CPU's memory: there a picture must not depend on the threads."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def silu_(x: Tensor) -> Tensor:
+    """x * sigmoid(x); in place where nothing is trained on a CPU. Any shape.
+
+    torch computes a piece of x on each thread, by vectors, and the rest of a piece that is no whole vector with another
+    exp. So that every piece is whole vectors on 1 to 8 threads, the last few thousand values are a piece of their own.
+    """
+    if not is_drawing_on_cpu(x) or not x.is_contiguous():
+        return F.silu(x)
+    values = x.view(-1)
+    whole = len(values) - len(values) % _EVENLY_SPLIT
+    F.silu(values[:whole], inplace=True)
+    F.silu(values[whole:], inplace=True)
+    return x
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution; on a CPU, where nothing is trained, computed as the matrix product that it is.
+
+    oneDNN's 1x1 convolution sums over the channels in an order that depends on the number of threads; the product does
+    not, so a picture is the same to the last bit on any number of them (`benchmarks/exact.py`), and takes as long.
+    Training keeps the convolution, with its backward pass.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, Cin, h, w) -> (B, Cout, h, w)."""
+        if not is_drawing_on_cpu(input):
+            return super().forward(input)
+        assert self.bias is not None, "these networks' 1x1 convolutions have one"
+        weight = self.weight.flatten(1)  # (Cout, Cin)
+        if not input.is_contiguous():  # pixel by pixel, as tokens are: the channels of one beside each other
+            return F.linear(input.movedim(1, -1), weight, self.bias).movedim(-1, 1)
+        columns = input.flatten(2)  # (B, Cin, h * w)
+        product = torch.baddbmm(self.bias[:, None], weight.expand(len(input), -1, -1), columns)
+        return product.unflatten(2, input.shape[-2:])
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with a residual connection; the timestep enters as a per-channel shift between them.
 
@@ -59,15 +108,15 @@ class ResnetBlock(nn.Module):
         self.time_emb_proj = None if time_embed_dim is None else nn.Linear(time_embed_dim, out_channels)
         self.norm2 = nn.GroupNorm(num_groups, out_channels, eps=norm_eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv_shortcut = None if in_channels == out_channels else PointwiseConv2d(in_channels, out_channels)
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
         """x (B, Cin, h, w), time_emb (B, time_embed_dim) -> (B, Cout, h, w)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu_(self.norm1(x)))
         if self.time_emb_proj is not None:
             assert time_emb is not None, "this residual block was built with a timestep embedding"
             h = h + self.time_emb_proj(F.silu(time_emb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(silu_(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

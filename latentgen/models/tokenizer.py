@@ -3,7 +3,9 @@
 The merging runs in the `tokenizers` library, built from the `vocab.json` and `merges.txt` that every CLIP folder
 carries, and gives the ids of `transformers.CLIPTokenizer`. Two differences, both on purpose: a control token spelled
 out inside a prompt is plain text (`<|startoftext|>` must not restart a sentence, and the `!` that SD 2.x pads with must
-stay an exclamation mark), and nothing need be cut unnoticed: `inspect` tells what does not fit.
+stay an exclamation mark), and nothing need be cut: `tokenize` gives all of a text, for `prompts/chunks.py` to part.
+
+torch is imported by `encode` alone, so that prompts can be looked at without it.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ from __future__ import annotations
 import gzip
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import torch
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
-from torch import Tensor
 
 from latentgen.errors import ConfigError, InputError, ModelLoadError
 from latentgen.jsonfile import read_json, write_json, write_text
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CONTEXT_LENGTH: Final = 77
-"""Tokens of an encoded prompt, the two specials included: 75 remain for the words."""
+"""Tokens that the text encoder reads at once, the two specials included."""
+CHUNK_LENGTH: Final = CONTEXT_LENGTH - 2
+"""What remains for the words."""
 
 BOS: Final = "<|startoftext|>"
 EOS: Final = "<|endoftext|>"
@@ -36,16 +40,6 @@ PUBLISHED_MERGES: Final = 48_894
 _END_OF_WORD: Final = "</w>"
 _WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What BPE may not merge across: English contractions, runs of letters, single digits, runs of anything else."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedPrompt:
-    """A prompt in tokens, and which words of it the text encoder will not see."""
-
-    ids: tuple[int, ...]
-    """Every token of the prompt, however long, without the specials."""
-    cut: str
-    """The end of the prompt that does not fit into 75 tokens, as it was written; empty if all of it fits."""
 
 
 class Tokenizer:
@@ -82,6 +76,7 @@ class Tokenizer:
         self.bos_token_id = self._vocab[bos]
         self.eos_token_id = self._vocab[eos]
         self.pad_token_id = self._vocab[pad]
+        self.comma_token_id = self._vocab["," + _END_OF_WORD]
         try:
             model = BPE(self._vocab, self._merges, end_of_word_suffix=_END_OF_WORD)
         except Exception as error:  # noqa: BLE001  the library raises bare Exception for a merge outside the vocabulary
@@ -168,34 +163,34 @@ class Tokenizer:
         _check_text(text)
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def inspect(self, text: str) -> TokenizedPrompt:
-        """Tokenize and say what does not fit: `cut` begins with the first word that is not kept whole."""
-        _check_text(text)
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        room = CONTEXT_LENGTH - 2
-        if len(encoding.ids) <= room:
-            return TokenizedPrompt(tuple(encoding.ids), "")
-        word = encoding.word_ids[room]
-        return TokenizedPrompt(tuple(encoding.ids), text[encoding.offsets[encoding.word_ids.index(word)][0] :])
+    def wrap(self, ids: Sequence[int]) -> list[int]:
+        """At most 75 ids as the text encoder takes them: bos, the ids, eos, padding; 77 in all."""
+        padding = [self.pad_token_id] * (CHUNK_LENGTH - len(ids))
+        return [self.bos_token_id, *ids, self.eos_token_id, *padding]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Token ids as the text encoder takes them: bos, at most 75 tokens, eos, padding; (B, 77) int64 on the CPU.
+        """Token ids of texts that are one chunk each: (B, 77) int64 on the CPU.
 
-        A longer prompt keeps its first 75 tokens, as in CLIP; `inspect` tells which words that leaves out.
+        A longer text keeps its first 75 tokens, as captions do in CLIP.
         Raises InputError if a text holds a lone surrogate.
         """
-        rows: list[list[int]] = []
-        for text in texts:
-            ids = [self.bos_token_id, *self.tokenize(text)[: CONTEXT_LENGTH - 2], self.eos_token_id]
-            rows.append(ids + [self.pad_token_id] * (CONTEXT_LENGTH - len(ids)))
+        import torch
+
+        rows = [self.wrap(self.tokenize(text)[:CHUNK_LENGTH]) for text in texts]
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), CONTEXT_LENGTH)
+
+    def spell(self, token_id: int) -> str:
+        """One token as text; a space after it ends a word. What is no whole character is U+FFFD."""
+        token = self._tokens[token_id]
+        text = bytes(self._bytes[symbol] for symbol in token.removesuffix(_END_OF_WORD)).decode(errors="replace")
+        return f"{text} " if token.endswith(_END_OF_WORD) else text
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of a row of ids, lower-cased, words and signs parted by one space; ends at the first eos.
 
         Bytes that are no UTF-8 (a character cut in two) become U+FFFD. Raises InputError for an id outside 0..n-1.
         """
-        numbers: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        numbers = ids if isinstance(ids, Sequence) else cast("list[int]", ids.tolist())
         data = bytearray()
         for number in numbers:
             if number == self.eos_token_id:

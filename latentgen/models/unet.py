@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.config import UNetConfig
 from latentgen.errors import ShapeError
 from latentgen.models.attention import SpatialTransformer
 from latentgen.models.embeddings import TimeEmbedding, timestep_embedding
-from latentgen.models.layers import Downsample, ResnetBlock, Upsample, recomputed, zero_init
+from latentgen.models.layers import Downsample, ResnetBlock, Upsample, recomputed, silu_, zero_init
 
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
@@ -181,7 +180,7 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             skips, block_skips = skips[:-layers], skips[-layers:]
             x = block(x, block_skips[::-1], time_emb, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
     def _check_shapes(self, x: Tensor, t: Tensor, context: Tensor) -> None:
         config = self.config

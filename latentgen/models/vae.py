@@ -6,13 +6,12 @@ Architecture: latent diffusion, arXiv:2112.10752, section 3.1 and appendix G, af
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.config import VAEConfig
 from latentgen.errors import ShapeError
 from latentgen.models.attention import PixelSelfAttention
-from latentgen.models.layers import Downsample, ResnetBlock, Upsample
+from latentgen.models.layers import Downsample, PointwiseConv2d, ResnetBlock, Upsample, silu_
 
 VAE_NORM_EPS = 1e-6
 """Every norm of the autoencoder (CompVis `ldm/modules/diffusionmodules/model.py`)."""
@@ -109,7 +108,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -129,7 +128,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
 class AutoencoderKL(nn.Module):
@@ -141,8 +140,8 @@ class AutoencoderKL(nn.Module):
         channels = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
+        self.quant_conv = PointwiseConv2d(2 * channels, 2 * channels) if config.use_quant_conv else None
+        self.post_quant_conv = PointwiseConv2d(channels, channels) if config.use_post_quant_conv else None
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The distribution of raw latents for pictures: mean and log-variance; z = mean + exp(logvar / 2) * eps.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from latentgen.diffusion.denoiser import Denoiser
-from latentgen.samplers.step import NoiseFn, OnStep, estimate, transitions
+from latentgen.samplers.step import NoiseFn, OnStep, down_and_up, estimate, transitions
 
 
 def euler_a(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, noise: NoiseFn, on_step: OnStep | None = None) -> Tensor:
@@ -17,9 +17,7 @@ def euler_a(denoise: Denoiser, x: Tensor, sigmas: Tensor, *, noise: NoiseFn, on_
     for at in transitions(sigmas):
         denoised = estimate(denoise, x, at, on_step)
         d = (x - denoised) / at.sigma
-        # sigma_up^2 + sigma_down^2 = sigma_next^2
-        sigma_up = at.sigma_next * (1 - (at.sigma_next / at.sigma) ** 2) ** 0.5
-        sigma_down = at.sigma_next**2 / at.sigma
+        sigma_down, sigma_up = down_and_up(at.sigma, at.sigma_next)
         x = denoised + sigma_down * d
         if sigma_up > 0:
             x = x + sigma_up * noise()

@@ -27,9 +27,16 @@ class Step:
     """(B, C, h, w) the estimate of x_0 there."""
 
 
+NOTHING_VISIBLE = 80.0
+"""EDM's sigma_max (arXiv:2206.00364, table 1): from here up the estimate does not depend on x, and Euler's step is as
+good as exact. Models with a cosine or a zero-terminal-SNR schedule start in the thousands and come down from there to
+10 in one step. A second slope, taken at 10, would be multiplied by those thousands and so its small difference from the
+first: pictures come out twice too strong. So the samplers that step with it leave it out from here up."""
+
 OnStep = Callable[[Step], None]
 NoiseFn = Callable[[], Tensor]
-"""Fresh standard normal noise of x's shape, dtype and device. It is called once for each stochastic step, in order."""
+"""Fresh standard normal noise of x's shape on x's device, independent of all before. Called, in order, as often as a
+sampler uses noise: for a stochastic step once, or twice where the sampler looks twice."""
 
 
 class Sampler(Protocol):
@@ -59,9 +66,20 @@ def transitions(sigmas: Tensor) -> list[Transition]:
 
 
 def estimate(denoise: Denoiser, x: Tensor, at: Transition, on_step: OnStep | None) -> Tensor:
-    """The clean estimate of x (B, C, h, w), reported to on_step."""
-    # On the CPU, where the denoiser reads it: no step waits for the device.
-    denoised = denoise(x, torch.full((len(x),), at.sigma, dtype=torch.float64))
+    """The clean estimate of x (B, C, h, w) at a step's start, reported to on_step."""
+    denoised = look(denoise, x, at.sigma)
     if on_step is not None:
         on_step(Step(at.index, at.total, at.sigma, x, denoised))
     return denoised
+
+
+def look(denoise: Denoiser, x: Tensor, sigma: float) -> Tensor:
+    """The clean estimate of x (B, C, h, w) at any noise level above 0; a second look within a step is not reported."""
+    # On the CPU, where the denoiser reads it: no step waits for the device.
+    return denoise(x, torch.full((len(x),), sigma, dtype=torch.float64))
+
+
+def down_and_up(sigma: float, sigma_next: float) -> tuple[float, float]:
+    """An ancestral step's two parts: the level to go down to, and the noise to add, sigma_down^2 + sigma_up^2 =
+    sigma_next^2. This is DDPM's posterior (arXiv:2006.11239, eq. 7) in sigma coordinates."""
+    return sigma_next**2 / sigma, sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5

@@ -114,12 +114,3 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments: list[str]) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
-
-
-def test_a_closed_stdout_is_survived(tiny_model: Path, tmp_path: Path) -> None:
-    command = f"exec {sys.executable} -m latentgen generate 'a cat' -m {tiny_model} -s 1 -o a.png >&-"
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "a.png").exists()

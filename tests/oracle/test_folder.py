@@ -249,6 +249,6 @@ def test_model_without_its_last_layer_in_diffusers(tmp_path: Path) -> None:
     save_model(bundle, tmp_path / "model")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     ids = bundle.tokenizer.encode([PROMPT])
-    wanted = bundle.text_encoder(ids, penultimate=True)
+    wanted = bundle.text_encoder(ids, skip_last=1)
     torch.testing.assert_close(wanted, pipeline.text_encoder(ids)[0], **NETWORK)
     assert torch.equal(wanted, load_model(tmp_path / "model").text_encoder(ids))

@@ -6,6 +6,7 @@ expressions (measured: 4e-5 in latents, 8e-6 in pixels); float64 where gradients
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentgen.checkpoints.folder import ModelBundle, save_model
@@ -33,6 +35,7 @@ from latentgen.config import ModelConfig
 from latentgen.models.clip_text import CLIPTextModel as OurTextModel
 from latentgen.models.lora import AdapterSize, LoRANetwork, layers_of
 from latentgen.models.unet import UNet
+from latentgen.pipeline.adapters import Adapters
 from latentgen.presets import EMBEDDED, SD15, SD21_BASE
 from tests.oracle.test_folder import (
     CONFIGS,
@@ -179,6 +182,85 @@ def test_merged_equals_unmerged(config: ModelConfig) -> None:
     torch.testing.assert_close(merged.text_encoder(ids), context, **NETWORK)
     x, t = starting_noise(merged), torch.tensor([421])
     torch.testing.assert_close(merged.unet(x, t, context), unmerged.unet(x, t, context), **NETWORK)
+
+
+TWO = {"first": ("kohya", 0.7), "second": ("diffusers", -0.4)}
+"""Two LoRAs: the form of the file, and the scale."""
+
+
+def write_two(folder: Path) -> Mapping[str, Path]:
+    """Two LoRAs that change U-Net and text encoder, of different ranks and alphas."""
+    folder.mkdir()
+    for seed, (name, (form, _)) in enumerate(TWO.items()):
+        network = adapted(tiny_bundle(SD1_LIKE), mixed=name == "second")
+        randomize(network, seed=20 + seed)
+        write_lora(folder / f"{name}.safetensors", lora_of(network), form)
+    return {name: folder / f"{name}.safetensors" for name in TWO}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True], ids=["beside the layers", "fused"])
+def test_two_weighted_loras_draw_diffusers_picture(fused: bool, tmp_path: Path) -> None:
+    bundle = tiny_bundle(SD1_LIKE)
+    save_model(bundle, tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    plain, _ = ours_generate(bundle, "ddim")
+    adapters, uses = Adapters(bundle), []
+    for name, path in write_two(tmp_path / "loras").items():
+        uses.append(adapters.add(path, scale=TWO[name][1]))
+        pipeline.load_lora_weights(tmp_path / "loras", weight_name=path.name, adapter_name=name)
+    pipeline.set_adapters(list(TWO), [scale for _, scale in TWO.values()])
+    if fused:
+        pipeline.fuse_lora(adapter_names=list(TWO))
+        pipeline.unload_lora_weights()
+    adapters.use(tuple(uses))
+
+    latents, pixels = ours_generate(bundle, "ddim")
+    theirs_latents, theirs_pixels = theirs_generate(pipeline, starting_noise(bundle))
+    torch.testing.assert_close(latents, theirs_latents, **GENERATION)
+    torch.testing.assert_close(pixels, theirs_pixels, **GENERATION)
+    assert (latents - plain).abs().max() > 0.1, "the LoRAs change the picture"
+
+
+@torch.no_grad()
+def test_scale_is_fuse_loras(tmp_path: Path) -> None:
+    """One LoRA at 0.3: `fuse_lora(lora_scale=0.3)`."""
+    bundle = tiny_bundle(SD1_LIKE)
+    save_model(bundle, tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    path = write_two(tmp_path / "loras")["first"]
+    pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    pipeline.fuse_lora(lora_scale=0.3)
+    pipeline.unload_lora_weights()
+    adapters = Adapters(bundle)
+    adapters.use((adapters.add(path, scale=0.3),))
+    for name, layer in layers_of(bundle.unet, bundle.text_encoder).items():
+        part, _, inner = name.partition(".")
+        theirs = getattr(pipeline, part).get_submodule(inner.removeprefix("text_model.") if part != "unet" else inner)
+        torch.testing.assert_close(layer.weight, theirs.weight, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_oldest_names_of_diffusers(tmp_path: Path) -> None:
+    """`attn1.processor.to_q_lora.down`, as diffusers wrote before it used peft; it still reads them."""
+    bundle = tiny_bundle(SD1_LIKE)
+    save_model(bundle, tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    layers = {name: layer for name, layer in layers_of(bundle.unet, None).items() if is_target(name, "attention")}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in layers.items():
+        block, _, projection = name.removesuffix(".0").rpartition(".")
+        for side, shape in (("down", (3, layer.weight.shape[1])), ("up", (layer.weight.shape[0], 3))):
+            tensors[f"{block}.processor.{projection}_lora.{side}.weight"] = torch.randn(shape) * 0.3
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors", {"format": "pt"})
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    adapters = Adapters(bundle)
+    use = adapters.add(tmp_path / "pytorch_lora_weights.safetensors")
+    assert str(adapters.report(use)) == f"{len(layers)}/{len(layers)} modules applied"
+    adapters.use((use,))
+    context = bundle.text_encoder(bundle.tokenizer.encode([PROMPT]))
+    x, t = starting_noise(bundle), torch.tensor([421])
+    torch.testing.assert_close(bundle.unet(x, t, context), pipeline.unet(x, t, context).sample, **NETWORK)
 
 
 @torch.no_grad()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from diffusers.schedulers import AysSchedules
 
 from latentgen.config import BetaSchedule, DiffusionConfig, TimestepSpacing
+from latentgen.diffusion.guidance import guide, rescale_guided
 from latentgen.diffusion.schedule import NoiseSchedule
 
 BETAS = get_args(BetaSchedule)
@@ -19,7 +23,7 @@ SPACINGS = get_args(TimestepSpacing)
 def both(scheduler: Any, **settings: Any) -> tuple[NoiseSchedule, Any]:
     """Ours and diffusers' of the same settings."""
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction", **settings}
-    ours = {name: value for name, value in settings.items() if name != "use_karras_sigmas"}
+    ours = {name: value for name, value in settings.items() if not name.startswith("use_")}
     return NoiseSchedule.from_config(DiffusionConfig(**ours)), scheduler(num_train_timesteps=1000, **settings)
 
 
@@ -85,6 +89,38 @@ def test_sigmas_and_the_timesteps_they_belong_to(
 
 
 @pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("n", [2, 10, 28])
+def test_exponential(betas: BetaSchedule, spacing: TimestepSpacing, n: int) -> None:
+    ours, theirs = both(
+        EulerDiscreteScheduler,
+        beta_schedule=betas,
+        timestep_spacing=spacing,
+        steps_offset=1 if spacing == "leading" else 0,
+        use_exponential_sigmas=True,
+    )
+    theirs.set_timesteps(n)
+    sigmas = ours.inference_sigmas(n, "exponential")
+    torch.testing.assert_close(sigmas, theirs.sigmas, rtol=5e-4, atol=0)  # as above: their float32 table
+    torch.testing.assert_close(ours.sigma_to_t(sigmas[:-1]), theirs.timesteps.double(), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("n", [2, 10, 28])
+def test_uniform(n: int) -> None:
+    """diffusers' Euler takes the same fractional timesteps, but interpolates sigma where k-diffusion does log sigma."""
+    ours, theirs = both(EulerDiscreteScheduler, beta_schedule="scaled_linear", timestep_spacing="linspace")
+    theirs.set_timesteps(n)
+    sigmas = ours.inference_sigmas(n, "uniform")
+    torch.testing.assert_close(ours.sigma_to_t(sigmas[:-1]), theirs.timesteps.double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(sigmas, theirs.sigmas, rtol=1e-4, atol=0)
+
+
+def test_align_your_steps() -> None:
+    sigmas = NoiseSchedule.from_config(DiffusionConfig()).inference_sigmas(10, "align_your_steps")
+    torch.testing.assert_close(sigmas, torch.tensor(AysSchedules["StableDiffusionSigmas"]))
+
+
+@pytest.mark.parametrize("betas", BETAS)
 def test_zero_terminal_snr_sigma(betas: BetaSchedule) -> None:
     """The infinite sigma is sampled where diffusers samples it, and still belongs to the last timestep."""
     ours, theirs = both(
@@ -107,3 +143,29 @@ def test_forward_process_and_velocity(betas: BetaSchedule, zero_snr: bool) -> No
     # at t = 998 of a rescaled schedule sqrt(abar) is a small difference, off by 1e-5.
     torch.testing.assert_close(ours.add_noise(latents, eps, t), theirs.add_noise(latents, eps, t), rtol=0, atol=5e-5)
     torch.testing.assert_close(ours.velocity(latents, eps, t), theirs.get_velocity(latents, eps, t), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("n", [2, 10, 20, 30, 50])
+def test_a_truncated_run_is_the_image_to_image_pipelines(n: int) -> None:
+    """Every hundredth of strength: the levels of the timesteps that StableDiffusionImg2ImgPipeline runs."""
+    ours, theirs = both(
+        EulerDiscreteScheduler, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
+    theirs.set_timesteps(n)
+    pipeline = SimpleNamespace(scheduler=theirs)
+    sigmas = ours.inference_sigmas(n, "leading")
+    for hundredths in range(1, 101):
+        timesteps, steps = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, n, hundredths / 100, "cpu")
+        tail = ours.truncate(sigmas, hundredths / 100)
+        if steps == 0:  # theirs then refuses; ours runs the last step
+            assert len(tail) == 2
+            continue
+        assert len(tail) == steps + 1
+        assert torch.equal(ours.sigma_to_t(tail[:-1]), timesteps.double())
+
+
+def test_rescaled_guidance_is_rescale_noise_cfg() -> None:
+    cond, uncond = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    guided = guide(cond, 0.5 * uncond + cond, 7.5)
+    for phi in (0.0, 0.3, 0.7, 1.0):
+        torch.testing.assert_close(rescale_guided(guided, cond, phi), rescale_noise_cfg(guided, cond, phi))

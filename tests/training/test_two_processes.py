@@ -129,7 +129,7 @@ def test_muon_orthogonalizes_whole_matrices(two: Path, tiny_data: TinyData, tmp_
         for name in names
     ]
     # bfloat16 may carry the rounding of the smallest gradients far; another update would be off everywhere.
-    assert statistics.median(apart) < 0.05
+    assert statistics.median(apart) < 0.15
 
 
 def test_a_sharded_run_draws_and_validates_on_the_way(two: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from latentgen.checkpoints.header import open_header
 from latentgen.checkpoints.io import (
     TORCH_DTYPES,
     load_strict,
@@ -24,7 +25,6 @@ from latentgen.checkpoints.io import (
     sha256,
     write_tensors,
 )
-from latentgen.cli.summary import open_header
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError, RuntimeFailure
 
 Entry = dict[str, object]
@@ -167,8 +167,8 @@ def test_a_flipped_header_bit_is_refused_or_read_as_the_library_reads_it(tmp_pat
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>Sign in</html>", "web page"),
-        (b"PK\x03\x04" + bytes(60), r"pickle.*get it as \.safetensors"),
-        (b"\x80\x02}q\x00" + bytes(60), r"pickle.*get it as \.safetensors"),
+        (b"PK\x03\x04" + bytes(60), "pickle.*latentgen convert x.safetensors"),
+        (b"\x80\x02}q\x00" + bytes(60), "pickle.*latentgen convert x.safetensors"),
         (raw(b"{}", length=2**63), "header length"),
         (raw(b"{}", length=3), "header length"),
         (raw(b"{}", length=0), "header length"),

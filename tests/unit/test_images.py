@@ -287,4 +287,4 @@ def test_a_foreign_latentgen_chunk_is_not_ours(tmp_path: Path, pixels: Pixels) -
     chunks.add_text("latentgen", "[" * 100_000)
     chunks.add_text("prompt", '{"3": {}}')
     Image.fromarray(pixels).save(tmp_path / "x.png", pnginfo=chunks)
-    assert read_picture(tmp_path / "x.png")[1] == PictureText(None, None, ("prompt",))
+    assert read_picture(tmp_path / "x.png")[1] == PictureText(None, None, {"prompt": '{"3": {}}'})

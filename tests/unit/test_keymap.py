@@ -10,9 +10,11 @@ from open_clip.transformer import TextTransformer
 from latentgen.checkpoints.io import load_strict
 from latentgen.checkpoints.keymap import (
     DROP,
+    OPEN_CLIP_TEXT,
     apply_rules,
     published_text_encoder,
     published_vae,
+    reverse_rules,
     text_tower_from_open_clip,
     to,
 )
@@ -120,3 +122,16 @@ def test_text_encoder_extras_and_missing_prefix() -> None:
     assert published_text_encoder(wanted | extras, "file").keys() == wanted.keys()
     bare = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
     assert published_text_encoder(bare, "file").keys() == wanted.keys()
+
+
+def test_rules_backwards() -> None:
+    theirs = randomize(TextTransformer(vocab_size=100, width=32, heads=4, layers=3, mlp_ratio=2.0, output_dim=16))
+    tensors = {
+        name: tensor for name, tensor in theirs.state_dict().items() if name not in ("text_projection", "attn_mask")
+    }
+    back = reverse_rules(OPEN_CLIP_TEXT, text_tower_from_open_clip(tensors, "tower"), "tower")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    part = {"text_model.encoder.layers.0.self_attn.q_proj.bias": torch.ones(1), "other": torch.ones(1)}
+    with pytest.raises(ModelLoadError, match=r"2 tensors have no foreign name \(other, text_model\.encoder"):
+        reverse_rules(OPEN_CLIP_TEXT, part, "tower")

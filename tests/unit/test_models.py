@@ -312,7 +312,7 @@ def test_penultimate_states_equal_those_of_an_encoder_without_its_last_layer() -
     weights = text_encoder.state_dict()
     shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
     token_ids = torch.randint(0, TINY_TEXT.vocab_size, (2, 77))
-    penultimate = text_encoder(token_ids, penultimate=True)
+    penultimate = text_encoder(token_ids, skip_last=1)
     torch.testing.assert_close(penultimate, shorter(token_ids), rtol=0, atol=0)
     assert (penultimate - text_encoder(token_ids)).abs().max() > 1e-2
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from latentgen.images.files import read_picture
 from latentgen.images.metadata import MAX_BATCH_SIZE, PictureMetadata
 from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage, choose_device, choose_dtype
-from latentgen.request import GenerationRequest, RequestError
+from latentgen.pipeline.text_to_image import _batches
+from latentgen.request import EmbeddingUse, GenerationRequest, RequestError
 from latentgen.samplers.euler import euler
 from latentgen.samplers.registry import SAMPLERS
 from latentgen.samplers.step import Step
@@ -108,16 +108,16 @@ def test_what_is_asked_for_reaches_the_picture(change: dict[str, Any], model: Te
     assert pixels_sha256(first.pixels) != pixels_sha256(second.pixels)
 
 
-def test_each_distinct_prompt_is_encoded_once(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_distinct_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TextToImage(tiny_bundle())
     calls = watch(monkeypatch, model.bundle.text_encoder)
     requests = [replace(REQUEST, prompt=prompt, seed=seed) for prompt in ("a cat", "a dog") for seed in (1, 2)]
     assert len(list(model.generate(requests, batch_size=3))) == 4
     assert calls == [1, 1]
 
 
-def test_without_guidance_the_negative_prompt_costs_nothing(
-    model: TextToImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_guidance_the_negative_prompt_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TextToImage(tiny_bundle())
     texts, passes = watch(monkeypatch, model.bundle.text_encoder), watch(monkeypatch, model.bundle.unet)
     list(model.generate([replace(REQUEST, guidance=1.0)]))
     assert (texts, passes) == ([1], [1, 1, 1])
@@ -126,6 +126,7 @@ def test_without_guidance_the_negative_prompt_costs_nothing(
 def test_batches_hold_neighbours_of_one_kind_and_order_is_kept(
     model: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model, "one_by_one", False)  # as on a GPU
     passes = watch(monkeypatch, model.bundle.unet)
     decodes: list[int] = []
     decode = model.bundle.vae.decode
@@ -177,13 +178,6 @@ def test_a_batch_size_that_no_file_could_record_is_refused(size: int, model: Tex
         model.generate([REQUEST], batch_size=size)
 
 
-def test_an_inpainting_model_is_refused(model: TextToImage) -> None:
-    bundle = tiny_bundle()
-    bundle.config = replace(bundle.config, unet=replace(bundle.config.unet, in_channels=9))
-    with pytest.raises(InputError, match="takes 9 channels"):
-        TextToImage(bundle).generate([REQUEST])
-
-
 def _poison(monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module, row: int, from_call: int) -> None:
     """Make a module's answer NaN for one picture of the batch, from one call on."""
     calls = watch(monkeypatch, module)
@@ -207,6 +201,7 @@ def test_latents_that_are_not_finite_name_the_step(monkeypatch: pytest.MonkeyPat
 
 def test_one_bad_picture_does_not_take_the_others_along(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TextToImage(tiny_bundle())
+    model.one_by_one = False  # as on a GPU
     _poison(monkeypatch, model.bundle.unet, row=1, from_call=0)
     requests = [replace(REQUEST, guidance=1.0, seed=seed) for seed in range(3)]
     failures: list[tuple[int, str]] = []
@@ -247,38 +242,59 @@ def test_a_vae_that_overflows_in_half_precision_is_asked_again_in_float32(monkey
     assert not any(parameter.is_inference() for parameter in bundle.vae.parameters())
 
 
-# Prompts that are too long
+# Prompts in chunks
 
-LONG = "a cat " + "1 " * 75 + "and a zebra"
-
-
-def test_what_is_cut_from_a_prompt_is_said_once_and_stays_with_the_picture(model: TextToImage) -> None:
-    long, short = replace(REQUEST, prompt=LONG, steps=1), replace(REQUEST, steps=1)
-    with pytest.warns(UserWarning, match="does not see the end of the prompt: .*and a zebra") as caught:
-        results = list(model.generate([long, replace(long, seed=4), short]))
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    cuts = [result.cut_prompt for result in results]
-    assert cuts[0] is not None
-    assert cuts[0].endswith("and a zebra")
-    assert LONG.endswith(cuts[0])
-    assert cuts[1:] == [cuts[0], None]
+LONG = "a cat, " + "1 " * 75 + "and a zebra"
 
 
-def test_a_caller_may_be_told_instead_of_warned(model: TextToImage) -> None:
-    told: list[str] = []
-    negative = replace(REQUEST, negative_prompt=LONG, steps=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        guided, unguided = model.generate([negative, replace(negative, guidance=1.0)], on_cut=told.append)
-        list(model.generate([replace(negative, guidance=1.0)], on_cut=told.append))
-    assert (guided.cut_prompt, unguided.cut_prompt) == (None, None)
-    assert len(told) == 1, "without guidance a negative prompt is not read at all"
-    assert told[0].endswith("and a zebra")
+def test_no_word_of_a_long_prompt_is_lost(model: TextToImage) -> None:
+    first, second = (replace(REQUEST, prompt=LONG + end, steps=1) for end in ("", "s"))
+    drawn = [pixels_sha256(result.pixels) for result in model.generate([first, second])]
+    assert drawn[0] != drawn[1]
 
 
-def test_encoded_prompts_do_not_pile_up(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentgen.pipeline.CONTEXTS_KEPT", 2)
+@pytest.mark.parametrize(
+    ("change", "sizes"),
+    [
+        ({"prompt": "a dog"}, [3]),
+        ({"prompt": LONG}, [1, 1, 1]),
+        ({"negative_prompt": LONG}, [1, 1, 1]),
+        ({"negative_prompt": LONG, "guidance": 1.0}, [3]),
+    ],
+)
+def test_only_contexts_of_one_length_go_together(change: dict[str, Any], sizes: list[int], model: TextToImage) -> None:
+    """The seed contract: a context that was filled up for a neighbour's sake would give another picture."""
+    first = replace(REQUEST, guidance=change.get("guidance", 2.5))
+    batches = _batches([first, replace(first, **change), first], 4, model.conditioner.chunks)
+    assert [len(batch) for batch in batches] == sizes
+    for batch in batches:
+        conditioning = model.conditioner.encode(batch)
+        alone = model.conditioner.encode(batch[-1:])
+        assert torch.equal(conditioning.cond[-1:], alone.cond)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "a <lora:x:y>"}, "'y' is not a scale"),
+        ({"negative_prompt": "(a:9999)"}, "weight 9999"),
+        ({"clip_skip": 3}, r"clip-skip 3 is more than this text encoder's layers \(1 to 2\)"),
+        ({"embeddings": (EmbeddingUse(name="toy", fingerprint="0123456789"),)}, "embedding toy .* is not loaded"),
+    ],
+)
+def test_prompts_are_checked_before_anything_is_drawn(change: dict[str, Any], message: str, model: TextToImage) -> None:
+    with pytest.raises(InputError, match=message):
+        model.generate([REQUEST, replace(REQUEST, **change)])
+
+
+def test_clip_skip_reaches_the_picture(model: TextToImage) -> None:
+    own, last, before = model.generate([replace(REQUEST, clip_skip=skip) for skip in (None, 1, 2)])
+    assert pixels_sha256(own.pixels) == pixels_sha256(last.pixels) != pixels_sha256(before.pixels)
+
+
+def test_encoded_prompts_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentgen.pipeline.conditioning.CONTEXTS_KEPT", 2)
+    model = TextToImage(tiny_bundle())
     calls = watch(monkeypatch, model.bundle.text_encoder)
     requests = [replace(REQUEST, prompt=prompt, guidance=1.0, steps=1) for prompt in ("a", "b", "b", "c", "a")]
     results = list(model.generate(requests))

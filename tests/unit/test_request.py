@@ -14,7 +14,11 @@ from latentgen.request import (
     MAX_GUIDANCE,
     MAX_PROMPT_BYTES,
     MAX_SEED,
+    EmbeddingUse,
     GenerationRequest,
+    Hires,
+    InitPicture,
+    LoRAUse,
     RequestError,
     check_fits,
     complete_request,
@@ -42,6 +46,64 @@ REQUEST = GenerationRequest(
 def test_json_gives_the_same_request_back(prompt: str, seed: int, guidance: float, eta: float) -> None:
     request = replace(REQUEST, prompt=prompt, seed=seed, guidance=guidance, eta=eta)
     assert GenerationRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+
+
+FULL = replace(
+    REQUEST,
+    guidance_rescale=0.7,
+    guidance_interval=(0.1, 0.8),
+    clip_skip=2,
+    loras=(
+        LoRAUse(name="ink", fingerprint="0123456789", scale=0.8),
+        LoRAUse(name="fog", fingerprint="abcdef0123", scale=-1),
+    ),
+    embeddings=(EmbeddingUse(name="my-boat", fingerprint="abcdef0123"),),
+    init=InitPicture(sha256="ab" * 32, strength=0.5, mask_sha256="cd" * 32, mask_blur_px=4, outpaint=(0, 16, 0, 32)),
+    hires=Hires(scale=1.5, strength=0.4),
+)
+
+
+def test_every_part_comes_back_from_json() -> None:
+    assert GenerationRequest.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
+
+
+def test_what_says_nothing_is_not_written_and_so_older_versions_can_read_the_rest() -> None:
+    names = "prompt negative_prompt seed width_px height_px steps guidance sampler schedule eta"
+    assert set(REQUEST.to_json()) == set(names.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loras", {"name": "ink"}),
+        ("loras", [{"name": "ink"}]),
+        ("loras", ["ink"]),
+        ("loras", [{"name": "ink", "fingerprint": "../../etc", "scale": 1.0}]),
+        ("loras", [{"name": "ink", "fingerprint": "0123456789", "scale": float("nan")}]),
+        ("loras", [{"name": "ink", "fingerprint": "0123456789", "scale": 1.0}] * 33),
+        ("embeddings", [{"name": "a\x00b", "fingerprint": "0123456789"}]),
+        ("init", {"sha256": "ab" * 32, "strength": 0}),
+        ("init", {"sha256": "ab" * 32, "strength": 1.1}),
+        ("init", {"sha256": "ab" * 32, "outpaint": [1, 2, 3]}),
+        ("init", {"sha256": "ab" * 32, "outpaint": [1, 2, 3, -4]}),
+        ("init", {"sha256": "ab" * 32, "mask_blur_px": -1}),
+        ("init", []),
+        ("hires", {"scale": 1.0}),
+        ("hires", {"scale": 9.0}),
+        ("hires", {"strength": 0.0}),
+        ("hires", {"upscaler": "x"}),
+        ("guidance_interval", [0.5]),
+        ("guidance_interval", [0.5, 0.5]),
+        ("guidance_interval", [0.0, 1.5]),
+        ("guidance_interval", "all"),
+        ("guidance_rescale", 1.5),
+        ("clip_skip", 0),
+        ("clip_skip", 2.0),
+    ],
+)
+def test_a_broken_part_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError):
+        GenerationRequest.from_json({**REQUEST.to_json(), name: value})
 
 
 def test_a_whole_guidance_is_the_float_it_equals() -> None:

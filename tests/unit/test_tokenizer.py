@@ -1,4 +1,4 @@
-"""CLIP's tokenizer without a reference: shapes, round trips, what is cut, what is refused."""
+"""CLIP's tokenizer without a reference: shapes, round trips, what is refused."""
 
 from __future__ import annotations
 
@@ -76,36 +76,44 @@ def test_control_tokens_in_a_prompt_are_plain_text(control: str) -> None:
     assert SMALL.decode(ids).replace(" ", "") == f"a{control}b"
 
 
-def test_a_prompt_of_75_tokens_is_whole_and_76_names_the_cut_word() -> None:
-    word = Tokenizer.published(7680)
-    assert word.inspect(" ".join(["a"] * 75)).cut == ""
-    inspected = word.inspect(" ".join(["a"] * 75) + " Último  Barco")
-    assert inspected.cut == "Último  Barco"
-    assert list(inspected.ids[:75]) == word.encode(["a " * 90])[0, 1:76].tolist()
+def test_encode_keeps_the_first_75_tokens_and_tokenize_all() -> None:
+    text = "1 2 3 " * 30
+    assert len(SMALL.tokenize(text)) == 90
+    assert SMALL.encode([text])[0].tolist() == SMALL.wrap(SMALL.tokenize(text)[:75])
 
 
-def test_a_word_cut_in_the_middle_is_quoted_whole() -> None:
-    text = "a " * 74 + "zqxzqx"
-    assert len(SMALL.inspect("zqxzqx").ids) > 1
-    assert SMALL.inspect(text).cut == "zqxzqx"
+def test_wrapping_fills_up_to_77() -> None:
+    bos, eos = SMALL.bos_token_id, SMALL.eos_token_id
+    assert SMALL.wrap([5, 6]) == [bos, 5, 6] + [eos] * 74
+    assert SMALL.wrap(range(75)) == [bos, *range(75), eos]
+
+
+def test_a_token_is_spelled_as_text() -> None:
+    assert "".join(SMALL.spell(number) for number in SMALL.tokenize("The  red SHIP, 1")) == "the red ship , 1 "
+    assert [SMALL.spell(number) for number in SMALL.tokenize("é")] == ["\ufffd", "\ufffd "], "a byte of two each"
+
+
+def test_prompts_can_be_looked_at_without_torch() -> None:
+    code = (
+        "import sys; from latentgen.models.tokenizer import Tokenizer; import latentgen.prompts.chunks;"
+        "Tokenizer.published(8).tokenize('a cat'); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize(
     ("text", "told"), [("ab\udcffc", "byte 0xff at position 2"), ("\ud800", "U+D800 at position 0")]
 )
 def test_lone_surrogates_are_refused(text: str, told: str) -> None:
-    for method in (SMALL.tokenize, SMALL.inspect, lambda text: SMALL.encode([text])):
+    for method in (SMALL.tokenize, lambda text: SMALL.encode([text])):
         with pytest.raises(InputError, match=told.replace("+", r"\+")):
             method(text)
 
 
 @given(st.text())
-def test_any_text_encodes_and_the_cut_is_its_end(text: str) -> None:
-    inspected = SMALL.inspect(text)
-    assert all(0 <= number < SMALL.bos_token_id for number in inspected.ids)
+def test_any_text_encodes(text: str) -> None:
+    assert all(0 <= number < SMALL.bos_token_id for number in SMALL.tokenize(text))
     assert SMALL.encode([text]).shape == (1, CONTEXT_LENGTH)
-    assert bool(inspected.cut) == (len(inspected.ids) > CONTEXT_LENGTH - 2)
-    assert text.endswith(inspected.cut)
 
 
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)))

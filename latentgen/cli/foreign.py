@@ -1,0 +1,139 @@
+"""Another tool's account of a picture as a request for one of our models, as far as that goes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from latentgen.config import ModelConfig
+from latentgen.errors import InputError
+from latentgen.request import MAX_SEED, GenerationRequest, Hires, RequestError, complete_request
+from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
+
+if TYPE_CHECKING:
+    from latentgen.images.foreign import ForeignMetadata, ForeignSettings
+
+Summary = dict[str, Any]
+
+_NAMES = {
+    "seed": "seed",
+    "steps": "steps",
+    "guidance": "guidance",
+    "sampler": "sampler",
+    "schedule": "schedule",
+    "eta": "eta",
+    "guidance_rescale": "guidance rescale",
+    "clip_skip": "clip skip",
+    "hires_scale": "hires scale",
+    "hires_strength": "hires strength",
+}
+
+
+def foreign_summary(foreign: ForeignMetadata) -> Summary:
+    """What `info` shows of it, for a table or JSON."""
+    settings = foreign.settings
+    summary: Summary = {"made by": foreign.tool, "prompt": foreign.prompt}
+    if foreign.negative_prompt:
+        summary["negative prompt"] = foreign.negative_prompt
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    summary |= {shown: values[name] for name, shown in _NAMES.items() if values[name] is not None}
+    if settings.width_px is not None and settings.height_px is not None:
+        summary["drawn at"] = f"{settings.width_px}x{settings.height_px}"
+    if foreign.model is not None:
+        summary["model"] = foreign.model
+    summary |= foreign.also
+    if foreign.could_not:
+        summary["not repeatable"] = list(foreign.could_not)
+    return summary
+
+
+def foreign_request(foreign: ForeignMetadata, config: ModelConfig) -> tuple[GenerationRequest, list[str]]:
+    """The request, and what of the account it leaves out, each with its reason.
+
+    A setting that this model or latentgen has not is left out and takes the model's default. Raises RequestError
+    if the prompt cannot be drawn.
+    """
+    remarks = list(foreign.could_not)
+    seed = foreign.settings.seed
+    if seed is None:
+        seed = secrets.randbelow(MAX_SEED + 1)
+        remarks.append(f"seed: it is not in the file; {seed} is drawn")
+    given: dict[str, Any] = {
+        **_plain(foreign.settings),
+        **_walk(foreign.settings, remarks),
+        **_sides(foreign.settings, config.size_multiple_px, remarks),
+        "prompt": foreign.prompt,
+        "negative_prompt": foreign.negative_prompt,
+        # torch's CPU generator, with which these tools draw too, looks at the low 32 bits alone.
+        "seed": seed & MAX_SEED,
+    }
+    _second_pass(foreign.settings, given, remarks)
+    while True:
+        try:
+            return complete_request(config, **given), remarks
+        except RequestError as error:
+            dropped = {"width": "width_px", "height": "height_px"}.get(error.field, error.field.replace("-", "_"))
+            if dropped not in given or dropped in ("prompt", "seed"):
+                raise
+            del given[dropped]
+            remarks.append(f"{error.field} {error.problem}: the model's default is taken")
+
+
+def _plain(settings: ForeignSettings) -> dict[str, Any]:
+    names = ("steps", "guidance", "guidance_rescale", "clip_skip")
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def _walk(settings: ForeignSettings, remarks: list[str]) -> dict[str, Any]:
+    """Sampler, schedule and eta."""
+    from latentgen.images.foreign_names import AUTOMATIC, UNIFORM
+
+    sampler, carried = _known(settings.sampler, resolve_sampler, "sampler", remarks) or (None, None)
+    schedule = carried
+    if carried is None and settings.schedule == AUTOMATIC:
+        schedule = None if sampler is None else SAMPLERS[sampler].schedule or UNIFORM
+    elif carried is None:
+        schedule = _known(settings.schedule, resolve_schedule, "schedule", remarks)
+    given: dict[str, Any] = {"sampler": sampler, "schedule": schedule}
+    if settings.eta is not None and sampler is not None and SAMPLERS[sampler].accepts_eta:
+        given["eta"] = settings.eta
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _known(word: str | None, resolve: Any, what: str, remarks: list[str]) -> Any:
+    """What a resolver makes of a word, None with a remark if it does not know it."""
+    if word is None:
+        return None
+    try:
+        return resolve(word)
+    except InputError as error:
+        remarks.append(f"{what} {word}: not here, the model's default is taken ({error.hint})")
+        return None
+
+
+def _sides(settings: ForeignSettings, multiple: int, remarks: list[str]) -> dict[str, int]:
+    """Width and height, brought to what the model can draw."""
+    if settings.width_px is None or settings.height_px is None:
+        return {}
+    sides = {"width_px": settings.width_px, "height_px": settings.height_px}
+    fitted = {name: max(multiple, round(side / multiple) * multiple) for name, side in sides.items()}
+    if fitted != sides:
+        remarks.append(
+            f"size {sides['width_px']}x{sides['height_px']}: sizes are multiples of {multiple} with this model; "
+            f"{fitted['width_px']}x{fitted['height_px']} is drawn"
+        )
+    return fitted
+
+
+def _second_pass(settings: ForeignSettings, given: dict[str, Any], remarks: list[str]) -> None:
+    if settings.hires_scale is None:
+        return
+    strength: Mapping[str, float] = {}
+    if settings.hires_strength is not None:
+        strength = {"strength": settings.hires_strength}
+    try:
+        given["hires"] = Hires(scale=settings.hires_scale, **strength)
+    except RequestError as error:
+        remarks.append(f"second pass: {error.field} {error.problem}; one pass is drawn")

@@ -1,0 +1,188 @@
+"""What `generate` is told, in groups. An alias of another tool is named in the help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentgen.cli import options
+from latentgen.cli.init_options import VaeTiling
+from latentgen.cli.options import COMPUTER, DRAWING, WORDS
+from latentgen.errors import InputError
+from latentgen.samplers.registry import SAMPLERS, SCHEDULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """The words: at least one of the first three."""
+
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; each prompt is a picture of its own.")
+    ] = None
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", rich_help_panel=DRAWING, help="The same as an option; - reads standard input."),
+    ] = None
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            "--from-file",
+            metavar="FILE",
+            rich_help_panel=DRAWING,
+            help="A prompt a line, or .jsonl with flags. Also --from-file.",
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            "--negative-prompt", "--negative", rich_help_panel=DRAWING, help="What to steer away from. Also --negative."
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How every prompt is drawn; None is the model's default."""
+
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            "-s",
+            parser=options.parse_seed,
+            metavar="N",
+            rich_help_panel=DRAWING,
+            help="0 to 4294967295; -1 or nothing is a random one, which is printed and stored.",
+        ),
+    ] = None
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count",
+            "-n",
+            "--repeats",
+            "--batch-count",
+            rich_help_panel=DRAWING,
+            help="Pictures per prompt: seed, seed+1 ... Also --repeats, --batch-count.",
+        ),
+    ] = 1
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            "-g",
+            "--guidance-scale",
+            "--cfg-scale",
+            "--cfg",
+            "--scale",
+            rich_help_panel=DRAWING,
+            help="How closely to follow the prompt; 1 is off. Default: the model's. Also --cfg-scale, --cfg, --scale.",
+        ),
+    ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-rescale",
+            rich_help_panel=DRAWING,
+            help="0 to 1: undo the contrast that strong guidance adds. Default: 0.",
+        ),
+    ] = None
+    guidance_interval: Annotated[
+        options.Interval | None,
+        typer.Option(
+            "--guidance-interval",
+            parser=options.parse_interval,
+            metavar="A,B",
+            rich_help_panel=DRAWING,
+            help="Guide only from this share of the steps to that one, for instance 0.1,0.8. Default: 0,1.",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", rich_help_panel=DRAWING, help="Sampler steps. Default: the model's.")
+    ] = None
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            metavar="NAME",
+            rich_help_panel=DRAWING,
+            help=f"{', '.join(SAMPLERS)}, or A1111's names. Default: the model's.",
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule", metavar="NAME", rich_help_panel=DRAWING, help=f"{', '.join(SCHEDULES)}. Default: the model's."
+        ),
+    ] = None
+    eta: Annotated[
+        float | None,
+        typer.Option("--eta", rich_help_panel=DRAWING, help="Fresh noise in a DDIM step, 0 to 1. Default: 0."),
+    ] = None
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            "--clip-skip",
+            rich_help_panel=DRAWING,
+            help="Text encoder layer from the end: 1 the last, 2 the one before. Default: the model's.",
+        ),
+    ] = None
+    width: Annotated[
+        int | None, typer.Option("--width", "-W", metavar="PX", rich_help_panel=DRAWING, help="Default: the model's.")
+    ] = None
+    height: Annotated[
+        int | None, typer.Option("--height", "-H", metavar="PX", rich_help_panel=DRAWING, help="Default: the model's.")
+    ] = None
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", rich_help_panel=DRAWING, help="Both at once: 512x768.")
+    ] = None
+
+    def sides(self) -> tuple[int | None, int | None]:
+        """Width and height in pixels, where they are given."""
+        if self.size is None:
+            return self.width, self.height
+        if self.width is not None or self.height is not None:
+            raise InputError("--size and --width or --height contradict each other", hint="give one or the other")
+        return options.parse_size(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    output: options.Output = None
+    format: options.Format = None
+    overwrite: options.Overwrite = False
+    no_metadata: options.NoMetadata = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputerOptions:
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            parser=options.parse_batch_size,
+            metavar="N",
+            rich_help_panel=COMPUTER,
+            help="Pictures computed together: faster on a GPU; the last bit may differ. Default: 1, on a GPU 4.",
+        ),
+    ] = None
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    threads: options.Threads = None
+    vae_tiling: VaeTiling = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageOptions:
+    quiet: options.Quiet = False
+    verbose: options.Verbose = False
+    json_events: options.Json = False
+    no_progress: options.NoProgress = False
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=WORDS, help="Check everything, print what would be drawn, and stop."),
+    ] = False
