@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types bench bench-faults bench-training install install-dev clean
+.PHONY: help demo test check lint format types bench bench-faults bench-training bench-generation install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,12 @@ bench-faults: $(VENV)/.installed-dev  ## what a training run survives: kills, fu
 
 bench-training: $(VENV)/.installed-dev  ## time a training step against diffusers' network
 	$(BIN)/python benchmarks/training.py
+
+bench-generation: $(VENV)/.installed-dev  ## parity with diffusers at full size, samplers' errors, bits, memory (an hour)
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/exact.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .hypothesis

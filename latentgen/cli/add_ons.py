@@ -97,9 +97,10 @@ class LoRAFiles:
         tags = parse_prompt(prompt).loras
         named = {tag.name for tag in tags}
         of_all = (file.use for name, file in self.given.items() if name not in named)
-        return (*of_all, *(replace(self._named(tag.name).use, scale=tag.scale) for tag in tags))
+        return (*of_all, *(replace(self.named(tag.name).use, scale=tag.scale) for tag in tags))
 
-    def _named(self, name: str) -> LoRAFile:
+    def named(self, name: str) -> LoRAFile:
+        """The LoRA of that name: of `--lora`, else of the folder of LoRAs. Raises ModelNotFoundError."""
         if name in self.given:
             return self.given[name]
         if name not in self.tagged:
@@ -108,7 +109,7 @@ class LoRAFiles:
 
     def path(self, name: str) -> Path:
         """The file of a LoRA that is in use."""
-        return self._named(name).path
+        return self.named(name).path
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def resolve_model(text: str | None) -> Path:
     if not is_folder and path.suffix.lower() in PICKLES:
         raise ModelLoadError(
             f"--model {name} is a file; a model is a folder or a {SAFETENSORS} file, and pickles are never opened here",
-            hint=f"turn it into one: latentgen convert {name}",
+            hint=f"turn it into one: latentgen convert {name} {path.stem}{SAFETENSORS}",
         )
     return path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,8 @@ from latentgen.cli.foreign import foreign_request
 from latentgen.cli.loading import load_model
 from latentgen.cli.model_names import EMBEDDED, installed_models, resolve_model
 from latentgen.cli.output import PictureFiles
+from latentgen.cli.prompt_syntax import Embeddings
+from latentgen.cli.recorded_add_ons import RecordedAddOns
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.request import GenerationRequest, InitPicture, RequestError
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from latentgen.images.files import PictureText
     from latentgen.images.metadata import Computation, PictureMetadata
     from latentgen.images.pixels import Pixels
+    from latentgen.pipeline.tiling import Tiling
 
 
 def replay(
@@ -38,6 +41,14 @@ def replay(
     ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="FILE", help="The mask that it was drawn with, or 'alpha'.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE", help="The file of a LoRA it was drawn with. May be repeated."),
+    ] = None,
+    embedding: Embeddings = None,
+    vae: Annotated[
+        Path | None, typer.Option("--vae", metavar="FILE|FOLDER", help="The VAE it was drawn with, if not the model's.")
     ] = None,
     model: options.Model = None,
     output: options.Output = None,
@@ -77,6 +88,7 @@ def replay(
     # Resolve
     folder = _folder(recorded, model)
     pictures = beginnings(recorded.request.init, init_image, mask)
+    add_ons = RecordedAddOns.find(recorded, lora or (), embedding or (), vae)
     files = None if verify else PictureFiles(output, format, overwrite=overwrite)
     if files is not None:
         files.check([recorded.request])
@@ -88,6 +100,8 @@ def replay(
         dtype=recorded_dtype if dtype == "auto" else dtype,
         threads=_threads(recorded.computation) if threads is None else threads,
     )
+    add_ons.add_to(pipeline)
+    pipeline.vae_tiling = cast("Tiling", recorded.computation.vae_tiling)
     # Run and save: a picture of a batch is drawn in one again, because the size of a batch decides the last bits.
     size = recorded.computation.batch_size
     result = next(pipeline.generate([recorded.request] * size, pictures=pictures, batch_size=size))
@@ -198,6 +212,7 @@ def _causes(recorded: PictureMetadata, drawn: PictureMetadata) -> list[str]:
     before, now = recorded.computation, drawn.computation
     pairs = [
         ("another model", recorded.fingerprint[:10], drawn.fingerprint[:10]),
+        ("another VAE", _vae_name(recorded), _vae_name(drawn)),
         ("dtype", before.dtype, now.dtype),
         ("device", before.device, now.device),
         ("torch", before.torch, now.torch),
@@ -207,6 +222,10 @@ def _causes(recorded: PictureMetadata, drawn: PictureMetadata) -> list[str]:
         ("latentgen", recorded.version, __version__),
     ]
     return [f"{what} {old} then, {new} now" for what, old, new in pairs if old != new]
+
+
+def _vae_name(metadata: PictureMetadata) -> str:
+    return "the model's own" if metadata.vae is None else metadata.vae.fingerprint
 
 
 def _folder(recorded: PictureMetadata, model: str | None) -> Path:

@@ -128,7 +128,8 @@ def _pickle(identity: Identity) -> Summary:
             f"{identity.path} is a pickle, which could run code, of unknown content; it is not opened as it is",
             hint="get it as .safetensors",
         )
-    return {**_basics(identity), "note": f"a pickle is not opened as it is; run: latentgen convert {identity.path}"}
+    way = f"latentgen convert {identity.path} {identity.path.stem}.safetensors"
+    return {**_basics(identity), "note": f"a pickle is not opened as it is; run: {way}"}
 
 
 def _checks(identity: Identity) -> Summary:

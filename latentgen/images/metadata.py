@@ -33,6 +33,18 @@ class Computation:
     """1 .. MAX_THREADS."""
     batch_size: int
     """How many pictures went through the network together: 1 .. MAX_BATCH_SIZE."""
+    vae_tiling: str = "auto"
+    """"auto", "on" or "off": whether the autoencoder worked in tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class VAEUse:
+    """The VAE that a picture was drawn with instead of the model's own."""
+
+    name: str
+    """The file's name without its ending, or the folder's; never a path."""
+    fingerprint: str
+    """Ten hexadecimal digits of its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,7 @@ class PictureMetadata:
     """latentgen's."""
     pixels_sha256: str
     computation: Computation
+    vae: VAEUse | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +69,7 @@ class PictureMetadata:
             "version": self.version,
             "pixels_sha256": self.pixels_sha256,
             "computation": asdict(self.computation),
+            **({} if self.vae is None else {"vae": asdict(self.vae)}),
         }
 
     @classmethod
@@ -67,22 +81,26 @@ class PictureMetadata:
                 hint="use the version of latentgen that made it",
             )
         texts = {name: value.get(name) for name in ("model", "fingerprint", "version", "pixels_sha256")}
-        request, computation = value.get("request"), value.get("computation")
+        request, computation, vae = value.get("request"), value.get("computation"), value.get("vae")
         if (
             not isinstance(request, dict)
             or not isinstance(computation, dict)
             or not all(isinstance(text, str) for text in texts.values())
         ):
             raise InputError("the picture's metadata are incomplete")
+        computation = {"vae_tiling": "auto", **cast("dict[str, Any]", computation)}  # older pictures do not say
         kinds = {field.name: int if field.name in ("threads", "batch_size") else str for field in fields(Computation)}
         if set(kinds) != set(computation) or any(type(computation[name]) is not kind for name, kind in kinds.items()):
             raise InputError("the picture's metadata do not say how it was computed")
         for name, high in (("threads", MAX_THREADS), ("batch_size", MAX_BATCH_SIZE)):
             if not 1 <= computation[name] <= high:
                 raise InputError(f"the picture's metadata: {name} is out of range", hint=f"1 to {high}")
+        if computation["vae_tiling"] not in ("auto", "on", "off"):
+            raise InputError("the picture's metadata: vae_tiling is neither auto, on nor off")
         return cls(
             request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
-            computation=Computation(**cast("dict[str, Any]", computation)),
+            computation=Computation(**computation),
+            vae=None if vae is None else _vae_from_json(vae),
             **cast("dict[str, str]", texts),
         )
 
@@ -100,6 +118,8 @@ class PictureMetadata:
             "Size": f"{request.width_px}x{request.height_px}",
             "Model hash": self.fingerprint[:10],
             "Model": self.model,
+            "VAE hash": None if self.vae is None else self.vae.fingerprint,
+            "VAE": None if self.vae is None else self.vae.name,
             "Denoising strength": None if strength is None else _number(strength),
             "Clip skip": str(request.clip_skip) if (request.clip_skip or 1) > 1 else None,
             "RNG": "CPU",
@@ -119,6 +139,13 @@ class PictureMetadata:
             negative_prompt=request.negative_prompt,
             fields={name: value for name, value in fields.items() if value is not None},
         )
+
+
+def _vae_from_json(value: object) -> VAEUse:
+    given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if set(given) != {"name", "fingerprint"} or not all(isinstance(text, str) for text in given.values()):
+        raise InputError("the picture's metadata do not say which VAE it was drawn with")
+    return VAEUse(**given)
 
 
 def _number(value: float) -> str:

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from latentgen import __version__, embedded_model_path
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_vae
-from latentgen.checkpoints.other_vae import read_other_vae
+from latentgen.checkpoints.other_vae import other_vae_fingerprint, other_vae_name, read_other_vae
 from latentgen.diffusion.guidance import GuidedDenoiser, guided_sigmas
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.noise import NoiseSource
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
-from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata
+from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.pipeline.adapters import Adapters
 from latentgen.pipeline.conditioning import Conditioner, Conditioning
@@ -79,6 +79,8 @@ class TextToImage:
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
         """Whether every picture goes through the network alone, whatever the batch size; see the seed contract."""
+        self.vae: VAEUse | None = None
+        """What stands in the place of the model's own VAE (`use_vae`)."""
         self.vae_tiling: Tiling = "auto"
         """Whether the autoencoder works in tiles (`tiling.py`); auto is for pictures that are too large otherwise."""
 
@@ -116,6 +118,7 @@ class TextToImage:
         bundle.vae = load_vae(path, device=self.device, dtype=self.dtype)
         bundle.config = replace(bundle.config, vae=config)
         self.latent_space = LatentSpace.from_config(config)
+        self.vae = VAEUse(other_vae_name(path), other_vae_fingerprint(path))
 
     def draw(
         self,
@@ -353,7 +356,9 @@ class TextToImage:
                 cpu=torch.backends.cpu.get_cpu_capability(),
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
+                vae_tiling=self.vae_tiling,
             ),
+            vae=self.vae,
         )
 
 

@@ -113,9 +113,9 @@ def test_an_embedding_of_a1111(cli: Cli) -> None:
 def test_a_folder_of_pickles(cli: Cli, tiny_model: Path) -> None:
     """Model folders from before safetensors: `.bin` files beside the configs."""
     shutil.copytree(tiny_model, "old")
-    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "")):
+    for part, name in (("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")):
         (weights,) = Path("old", part).glob("*.safetensors")
-        torch.save(load_file(weights), weights.with_name(f"{name or 'pytorch_model'}.bin"))
+        torch.save(load_file(weights), weights.with_name(name))
         weights.unlink()
     refused = cli("generate", "a cat", "-m", "old")
     assert refused.code == 3

@@ -1,0 +1,78 @@
+"""What a picture of ours was drawn with beside the model: found again by name, and known by its fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentgen.checkpoints.other_vae import other_vae_fingerprint
+from latentgen.checkpoints.textual_inversion import look_at_embedding
+from latentgen.cli.add_ons import LoRAFiles
+from latentgen.errors import InputError
+
+if TYPE_CHECKING:
+    from latentgen.images.metadata import PictureMetadata
+    from latentgen.pipeline import TextToImage
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAddOns:
+    """The files of a picture's LoRAs, textual inversions and VAE."""
+
+    loras: tuple[Path, ...]
+    embeddings: tuple[Path, ...]
+    vae: Path | None
+
+    @classmethod
+    def find(
+        cls, recorded: PictureMetadata, loras: Sequence[str], embeddings: Sequence[Path], vae: Path | None
+    ) -> RecordedAddOns:
+        """Files from those given, and for LoRAs from the folder of LoRAs.
+
+        Raises InputError for one that is missing, has other contents than the picture was drawn with, or is given for
+        nothing.
+        """
+        request, files = recorded.request, LoRAFiles.find(loras)
+        _check_used("--lora", files.given, [use.name for use in request.loras])
+        given = {file.use.name: file for file in map(look_at_embedding, embeddings)}
+        _check_used("--embedding", given, [use.name for use in request.embeddings])
+        found: list[Path] = []
+        for use in request.loras:
+            file = files.named(use.name)
+            _check_same("--lora", use.name, use.fingerprint, file.use.fingerprint)
+            found.append(file.path)
+        for use in request.embeddings:
+            if use.name not in given:
+                raise InputError(f"it was drawn with the embedding {use.name}", hint="give its file with --embedding")
+            _check_same("--embedding", use.name, use.fingerprint, given[use.name].use.fingerprint)
+        if vae is not None and recorded.vae is None:
+            raise InputError(f"--vae {vae}: this picture was drawn with the model's own")
+        if recorded.vae is not None:
+            if vae is None:
+                raise InputError(f"it was drawn with the VAE {recorded.vae.name}", hint="give its file with --vae")
+            _check_same("--vae", recorded.vae.name, recorded.vae.fingerprint, other_vae_fingerprint(vae))
+        return cls(tuple(found), tuple(given[use.name].path for use in request.embeddings), vae)
+
+    def add_to(self, pipeline: TextToImage) -> None:
+        """Load them. Raises ModelLoadError if one of them does not fit the model."""
+        if self.vae is not None:
+            pipeline.use_vae(self.vae)
+        for path in self.loras:
+            pipeline.add_lora(path)
+        for path in self.embeddings:
+            pipeline.add_embedding(path)
+
+
+def _check_used(flag: str, given: Iterable[str], wanted: Sequence[str]) -> None:
+    for name in given:
+        if name not in wanted:
+            raise InputError(f"{flag} {name}: this picture was drawn without it")
+
+
+def _check_same(flag: str, name: str, recorded: str, found: str) -> None:
+    if found != recorded:
+        raise InputError(
+            f"{flag} {name} is not what it was drawn with: its SHA-256 begins with {found}, not {recorded}"
+        )
