@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latentgen.pipeline import GenerationResult, TextToImage
     from latentgen.request import GenerationRequest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["GenerationRequest", "GenerationResult", "TextToImage", "__version__", "embedded_model_path"]
 
 _LAZY = {

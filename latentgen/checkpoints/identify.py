@@ -7,6 +7,7 @@ zip archive whose `data.pkl` spells its names, which is searched as text and nev
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,8 +31,10 @@ from latentgen.config import PredictionType
 from latentgen.errors import ModelLoadError, ModelNotFoundError
 from latentgen.jsonfile import read_json
 
-Kind = Literal["model", "folder", "unet", "vae", "text_encoder", "lora", "textual_inversion", "controlnet", "unknown"]
-"""model: a whole model in one file; folder: a diffusers model folder."""
+Kind = Literal[
+    "model", "folder", "unet", "vae", "text_encoder", "lora", "textual_inversion", "controlnet", "latents", "unknown"
+]
+"""model: a whole model in one file; folder: a diffusers model folder; latents: what `latentgen encode` writes."""
 
 Format = Literal["safetensors", "pickle", "folder"]
 
@@ -90,6 +93,7 @@ class Identity:
             "lora": "LoRA",
             "textual_inversion": "textual inversion embedding",
             "controlnet": "ControlNet",
+            "latents": "file of pictures as latents, for latentgen decode",
             "unknown": "file of unknown kind",
         }
         words = [self.architecture or "", "inpainting" if self.is_inpainting else "", nouns[self.kind]]
@@ -175,6 +179,8 @@ def kind_of_names(names: Iterable[str]) -> Kind:
         return "vae"
     if any_has("token_embedding.") or any_starts("text_model.", "transformer.resblocks."):
         return "text_encoder"
+    if found and all(re.fullmatch(r"latents\.[0-9]{5}", name) for name in found):
+        return "latents"
     # diffusers saves an embedding as one tensor named after its word, here as a matrix of a few vectors.
     if len(found) == 1 and "." not in found[0]:
         return "textual_inversion"

@@ -78,7 +78,8 @@ def look_at_embedding(path: Path) -> EmbeddingFile:
     shape = entry.shape if len(entry.shape) == 2 else (1, *entry.shape)
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_VECTORS or shape[1] < 1:
         raise ModelLoadError(
-            f"{path}: its vectors are {tuple(entry.shape)}", hint=f"1 to {MAX_VECTORS} of the text encoder's width"
+            f"{path} is not a textual inversion: its tensor is {tuple(entry.shape)}",
+            hint=f"1 to {MAX_VECTORS} vectors of the text encoder's width are expected",
         )
     name = path.stem if entry.name in _NAMELESS else entry.name
     embedding = EmbeddingFile(path, name, entry.name, shape[0], shape[1], digest[:10])

@@ -48,8 +48,8 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "train-clip": Command("latentgen.cli.train_clip:train_clip", "Train the CLIP text encoder."),
         "train-vae": Command("latentgen.cli.train_vae:train_vae", "Train the autoencoder."),
         "train-unet": Command("latentgen.cli.train_unet:train_unet", "Train the diffusion network."),
-        "report": Command("latentgen.cli.report:report", "Show a run as one page: curves, samples, settings."),
         "train-lora": Command("latentgen.cli.train_lora:train_lora", "Train a LoRA for a model."),
+        "report": Command("latentgen.cli.report:report", "Show a run as one page: curves, samples, settings."),
     },
     "Help": {
         "doctor": Command("latentgen.cli.doctor:doctor", "Check this installation: versions, devices, the model."),

@@ -23,7 +23,7 @@ from latentgen.cli.generate_options import (
 )
 from latentgen.cli.groups import grouped
 from latentgen.cli.init_options import InitOptions
-from latentgen.cli.init_pictures import InitFiles, pass_notes, steps_in_words
+from latentgen.cli.init_pictures import InitFiles, pass_notes, size_in_words, steps_in_words
 from latentgen.cli.memory import check_memory
 from latentgen.cli.model_names import models_folder, resolve_model
 from latentgen.cli.option_file import with_config
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 def generate(
     *,
     words: PromptOptions,
+    model: options.Model = None,
     syntax: SyntaxOptions,
     wildcard: WildcardOptions,
     drawing: DrawingOptions,
     init: InitOptions,
-    model: options.Model = None,
     adding: AddOnOptions,
     file: FileOptions,
     sweeping: SweepOptions,
@@ -97,10 +97,12 @@ def generate(
     undrawn = requests if sweep is None else sweep.undrawn(requests)
     paths = files.check(undrawn)
     seeing = Seeing(watching, pictures=len(undrawn), overwrite=file.overwrite)
+    if len(undrawn) < len(requests):
+        console.note(f"{len(requests) - len(undrawn)} of {len(requests)} pictures are in {files.folder} already")
     for note in [*init_files.notes, *pass_notes(undrawn, config)]:
         console.note(note)
     if messages.dry_run:
-        _print_plan(console, undrawn, paths)
+        _print_plan(console, undrawn, paths, config.size_multiple_px)
         return
     # Build
     from latentgen.cli.loading import load_model
@@ -174,13 +176,15 @@ def _entries(words: PromptOptions, swept_prompts: Sequence[str], flags: Flags) -
     return entries
 
 
-def _print_plan(console: Console, requests: Sequence[GenerationRequest], paths: Sequence[Path]) -> None:
+def _print_plan(
+    console: Console, requests: Sequence[GenerationRequest], paths: Sequence[Path], multiple_px: int
+) -> None:
     for request, path in zip(requests, paths, strict=True):
         if console.json_events:
             console.event("plan", path=str(path), steps_drawn=total_steps(request), request=request.to_json())
         else:
             print(
-                f"{path}  {request.width_px}x{request.height_px}  seed {request.seed}  {steps_in_words(request)} "
+                f"{path}  {size_in_words(request, multiple_px)}  seed {request.seed}  {steps_in_words(request)} "
                 f"{request.sampler} {request.schedule}  guidance {request.guidance:g}  {request.prompt!r}"
             )
 

@@ -167,7 +167,7 @@ class ComputerOptions:
             parser=options.parse_batch_size,
             metavar="N",
             rich_help_panel=COMPUTER,
-            help="Pictures computed together: faster on a GPU; the last bit may differ. Default: 1, on a GPU 4.",
+            help="Pictures that a GPU computes together; the last bit may differ. Default: 4. A CPU draws one by one.",
         ),
     ] = None
     device: options.Device = "auto"

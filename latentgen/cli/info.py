@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Annotated, TypeGuard, cast
 
@@ -13,6 +14,7 @@ from latentgen.cli.options import Json
 from latentgen.cli.summary import Summary, model_summary, print_summary, weights_summary
 from latentgen.errors import ModelNotFoundError
 
+_GIF_START = b"GIF8"
 _PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 
 
@@ -27,10 +29,11 @@ def info(
     latentgen info my-model/ --json
     """
     try:
-        kind = "folder" if path.is_dir() else "picture" if _start(path).startswith(_PICTURE_STARTS) else "weights"
+        kind = "folder" if path.is_dir() else _kind(_start(path))
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    summary = {"folder": model_summary, "picture": picture_summary, "weights": weights_summary}[kind](path)
+    summaries = {"folder": model_summary, "picture": picture_summary, "gif": gif_summary, "weights": weights_summary}
+    summary = summaries[kind](path)
     if json_output:
         print(json.dumps(summary))
     else:
@@ -60,10 +63,23 @@ def picture_summary(path: Path) -> Summary:
     return summary
 
 
+def gif_summary(path: Path) -> Summary:
+    """Its size: nobody writes settings into a GIF."""
+    width_px, height_px = struct.unpack("<HH", _start(path)[6:].ljust(4, b"\0"))
+    unknown = "unknown: there are no settings that latentgen reads"
+    return {"file": path.name, "kind": "GIF animation", "size": f"{width_px}x{height_px}", "made by": unknown}
+
+
 def _is_lines(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in cast("list[object]", value))
 
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(8)
+        return file.read(10)
+
+
+def _kind(start: bytes) -> str:
+    if start.startswith(_GIF_START):
+        return "gif"
+    return "picture" if start.startswith(_PICTURE_STARTS) else "weights"

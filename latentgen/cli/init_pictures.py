@@ -76,6 +76,8 @@ class InitFiles(Mapping[str, "NDArray[np.uint8]"]):
             raise InputError("--mask-blur is for --mask and --outpaint", hint="--mask FILE")
         sha256 = self._read("picture", flags.init_image, read_input)
         height, width = self[sha256].shape[:2]
+        if flags.outpaint is not None and not any(flags.outpaint):
+            raise InputError("--outpaint 0,0,0,0 adds nothing", hint="left,top,right,bottom in pixels")
         outpaint = (0, 0, 0, 0) if flags.outpaint is None else flags.outpaint
         if flags.strength is None:
             strength = OUTPAINT_STRENGTH if any(outpaint) and flags.mask is None else STRENGTH
@@ -182,6 +184,15 @@ def steps_in_words(request: GenerationRequest) -> str:
     first, second = first_pass_steps(request), second_pass_steps(request)
     drawn = f"{request.steps}" if first == request.steps else f"{first} of {request.steps}"
     return f"{drawn} + {second} steps" if second else f"{drawn} steps"
+
+
+def size_in_words(request: GenerationRequest, multiple_px: int) -> str:
+    """`256x256`, with a second pass `256x256 -> 512x512`."""
+    first = f"{request.width_px}x{request.height_px}"
+    if request.hires is None:
+        return first
+    width, height = hires_size(request, multiple_px)
+    return f"{first} -> {width}x{height}"
 
 
 def _hires(flags: Flags) -> Hires | None:

@@ -76,8 +76,9 @@ class PictureFiles:
                 raise InputError(f"--output {path} exists", hint="--overwrite replaces it")
         if len(set(paths)) < len(paths):
             raise InputError(
-                f"--output {self._template} names one file for {len(paths)} pictures",
-                hint="put {n} or {seed} into the name, or name a folder",
+                f"--output {self._template} names one file for {'' if len(set(paths)) == 1 else 'several of '}"
+                f"{len(paths)} pictures",
+                hint=f"put {'{n}' if '{seed' in self._template else '{n} or {seed}'} into the name, or name a folder",
             )
         return paths
 
@@ -108,6 +109,10 @@ class PictureFiles:
         return self.folder / self._template.format(**values)
 
     def _check_folder(self) -> None:
+        if _kind(self.folder) is None and re.search(r"\{\w+\}", str(self.folder)):
+            raise InputError(
+                f"--output: {self.folder} is a folder", hint="fields such as {date} are for the file's name"
+            )
         if _kind(self.folder) is None and not self._may_create_folder:
             raise InputError(f"--output: there is no folder {self.folder}", hint=f"mkdir -p {self.folder}")
         existing = self.folder

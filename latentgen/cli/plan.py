@@ -12,7 +12,7 @@ from latentgen.cli.options import RANDOM_SEED
 from latentgen.cli.wildcards import Wildcards
 from latentgen.config import ModelConfig
 from latentgen.diffusion.strength import check_passes
-from latentgen.errors import InputError
+from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.prompts.check import check_prompts
 from latentgen.request import MAX_SEED, GenerationRequest, RequestError, complete_request
 from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
@@ -82,10 +82,10 @@ def plan_requests(
         except RequestError as error:
             message = f"{entry.where}: {error.message}" if entry.where else _as_flag(error)
             raise InputError(message, hint=error.hint) from None
-        except InputError as error:
+        except (InputError, ModelNotFoundError) as error:
             if not entry.where:
                 raise
-            raise InputError(f"{entry.where}: {error.message}", hint=error.hint) from None
+            raise type(error)(f"{entry.where}: {error.message}", hint=error.hint) from None
         if len(requests) > MAX_PICTURES:
             raise InputError(f"more than {MAX_PICTURES} pictures", hint="draw them in several runs")
     return requests

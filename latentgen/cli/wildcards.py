@@ -44,6 +44,9 @@ _TOKEN: Final = re.compile(r"\\(?:__|.)|__(?P<name>[^\s{}|\\]+?)__|[{}|]", re.DO
 _NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*(/[\w-]+(\.[\w-]+)*)*")
 _WEIGHT: Final = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)::")
 
+_SEVERAL: Final = re.compile(r"\s*[0-9]*-?[0-9]*\$\$")
+"""`{2$$a|b|c}` and `{1-2$$a|b}` of sd-dynamic-prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wildcard:
@@ -247,6 +250,11 @@ def _parse(text: str) -> Words:
         weights: list[int] = []
         parts: list[Words] = []
         for start, end in spans:
+            if several := _SEVERAL.match(text, start, end):
+                raise InputError(
+                    f"{_quote(text)}: {several[0].strip()} chooses several parts, which is not supported",
+                    hint=r"{red|blue} chooses one; a plain brace is written \{",
+                )
             weight, start = _weight(text, start, end)
             while start < end and text[start] == " ":
                 start += 1

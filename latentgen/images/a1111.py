@@ -143,6 +143,7 @@ _REASONS = {
     "ENSD": "the noise of every step follows from the seed itself",
     "Face restoration": "no other model works on a finished picture",
     "Tiling": "pictures have edges",
+    "Mask blur": "give it with --mask-blur to generate",
     "Refiner": "one model draws all steps",
     "Refiner switch at": "one model draws all steps",
 }

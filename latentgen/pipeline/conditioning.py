@@ -156,4 +156,5 @@ def _weigh(context: Tensor, chunk: Chunk) -> Tensor:
     weights = torch.ones(len(context), 1, dtype=wide.dtype, device=context.device)
     weights[1 : 1 + len(chunk), 0] = torch.tensor([token.weight for token in chunk], dtype=wide.dtype)
     weighted = wide * weights
-    return (weighted * (wide.mean() / weighted.mean())).to(context.dtype)
+    # Mean of means: torch sums more than 32,768 values in an order that depends on the number of threads.
+    return (weighted * (wide.mean(dim=-1).mean() / weighted.mean(dim=-1).mean())).to(context.dtype)

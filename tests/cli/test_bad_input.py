@@ -52,6 +52,13 @@ ARGUMENT_ROWS = [
         "0.5",
         line="--eta 0.5 changes nothing with euler (it is for ddim",
     ),
+    generate(
+        "one seed for two", "other", "-s", "1", "-o", "{seed}.png", line="names one file for 2 pictures (put {n} in"
+    ),
+    generate(
+        "some of one name", "b", "-n", "2", "-s", "1", "-o", "{seed}.png", line="one file for several of 4 pictures"
+    ),
+    generate("field in a folder", "-o", "{date}/{n}.png", line="{date} is a folder (fields such as {date} are for the"),
     generate("unknown device", "--device", "gpu", line="--device gpu is not known (auto, cpu, cuda, cuda:N or mps)"),
     generate("threads 1025", "--threads", "1025", line="--threads 1025 is out of range (1 to 1024)"),
     generate("batch size 0", "--batch-size", "0", line="--batch-size 0 is out of range"),

@@ -150,6 +150,8 @@ def test_an_outpainted_picture_holds_the_picture(cli: Cli, tiny_model: Path, tmp
 def test_a_second_pass_draws_larger(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     outcome = cli("generate", "a", "-m", tiny_model, "-s", "1", "--hires", "1.5x", "-o", "a.png")
     assert (outcome.code, outcome.err) == (0, "hires: 96x96, 2 of 4 steps\n")
+    planned = cli("generate", "a", "-m", tiny_model, "-s", "1", "--hires", "1.5x", "-o", "b.png", "--dry-run")
+    assert planned.out.startswith("b.png  64x64 -> 96x96  seed 1  4 + 2 steps ")
     assert read_picture(tmp_path / "a.png")[0].shape == (96, 96, 3)
     assert request_in(tmp_path / "a.png")["hires"] == {"scale": 1.5, "strength": 0.5}
 
@@ -264,3 +266,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(
     assert outcome.err.count("\n") == 1
     assert message in outcome.err
     assert snapshot(tmp_path) == before
+
+
+def test_a_line_of_a_file_is_named_whose_picture_is_not_there(cli: Cli, tiny_model: Path) -> None:
+    Path("a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "init_image": "no.png"}\n')
+    outcome = cli("generate", "--prompts", "a.jsonl", "-m", tiny_model, "--dry-run")
+    assert (outcome.code, outcome.err) == (3, "error: a.jsonl line 2: there is no file no.png\n")

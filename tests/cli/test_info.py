@@ -74,6 +74,12 @@ def test_a_picture_without_words(cli: Cli) -> None:
     assert "there are no settings that latentgen reads" in outcome.out
 
 
+def test_a_gif_is_a_picture_without_settings(cli: Cli) -> None:
+    Image.new("RGB", (300, 8)).save("a.gif")
+    summary = json.loads(cli("info", "a.gif", "--json").out)
+    assert (summary["kind"], summary["size"]) == ("GIF animation", "300x8")
+
+
 def test_words_that_are_no_settings_are_shown(cli: Cli) -> None:
     text = PictureText("drawn by hand", None)
     Path("a.png").write_bytes(encode_picture(np.zeros((8, 8, 3), np.uint8), "PNG", text))

@@ -207,7 +207,9 @@ def test_a_dry_run_shows_what_is_missing(cli: Cli, tiny_model: Path, tmp_path: P
     assert len(cli(*SWEEP, "-m", tiny_model, "--dry-run").out.splitlines()) == 6
     assert os.listdir(tmp_path) == []
     assert cli(*SWEEP, "-m", tiny_model).code == 0
-    assert len(cli(*SWEEP, "--sweep", "guidance=9", "-m", tiny_model, "--dry-run").out.splitlines()) == 2
+    outcome = cli(*SWEEP, "--sweep", "guidance=9", "-m", tiny_model, "--dry-run")
+    assert len(outcome.out.splitlines()) == 2
+    assert "6 of 8 pictures are in s already" in outcome.err
 
 
 def test_a_picture_that_fails_is_an_empty_place(

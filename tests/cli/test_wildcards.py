@@ -119,6 +119,8 @@ def test_every_combination_is_listed_in_order(tmp_path: Path) -> None:
         ("__utf16__", "UTF-16"),
         ("__escape__", "line 2 holds the control character U\\+001B at character 1"),
         ("{0::a|0::b}", "all weights are 0"),
+        ("{2$$a|b|c}", r"2\$\$ chooses several parts, which is not supported"),
+        ("{x| {1-2$$a|b}}", r"1-2\$\$ chooses several parts"),
         ("{" * 17 + "a|b" + "}" * 17, "braces are nested over 16 deep"),
         ("__long__", "expands to more than 100000"),
         ("__many__", "leads to more than 10000 choices"),

@@ -90,7 +90,8 @@ def test_a1111s_samplers_and_schedules_are_known_here(fields: str, sampler: str,
 
 
 def test_pictures_from_pictures_and_noise_from_a_gpu_are_told() -> None:
-    remarks = a1111("x\nSteps: 20, Sampler: Euler, CFG scale: 7, Denoising strength: 0.75").could_not
+    remarks = a1111("x\nSteps: 20, Sampler: Euler, CFG scale: 7, Denoising strength: 0.75, Mask blur: 4").could_not
+    assert "Mask blur 4: give it with --mask-blur to generate" in remarks
     assert any("--init-image" in remark for remark in remarks)
     assert any(remark.startswith("starting noise: GPU") for remark in remarks)
 

@@ -46,7 +46,8 @@ def first_states(model: TextToImage, seeds: tuple[int, ...], batch_size: int) ->
     return dict(zip(seeds, rows, strict=True))
 
 
-def test_count_and_batch_size_do_not_change_the_noise(model: TextToImage) -> None:
+def test_count_and_batch_size_do_not_change_the_noise(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "one_by_one", False)  # as on a GPU
     alone = {seed: first_states(model, (seed,), 1)[seed] for seed in SEEDS}
     for batch_size in (1, 2, 3, 4):
         together = first_states(model, SEEDS, batch_size)
@@ -70,9 +71,12 @@ def test_the_number_of_pictures_changes_no_bit(sampler: str, model: TextToImage)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_batches_of_one_and_four_agree_within_one_255th(sampler: str, model: TextToImage) -> None:
+def test_batches_of_one_and_four_agree_within_one_255th(
+    sampler: str, model: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     eta = 1.0 if SAMPLERS[sampler].accepts_eta else 0.0
     requests = [replace(REQUEST, seed=seed, sampler=sampler, eta=eta) for seed in SEEDS]
+    monkeypatch.setattr(model, "one_by_one", False)  # as on a GPU
     singles = list(model.generate(requests, batch_size=1))
     batch = list(model.generate(requests, batch_size=4))
     for single, batched in zip(singles, batch, strict=True):
