@@ -88,18 +88,19 @@ class PictureMetadata:
             or not all(isinstance(text, str) for text in texts.values())
         ):
             raise InputError("the picture's metadata are incomplete")
-        computation = {"vae_tiling": "auto", **cast("dict[str, Any]", computation)}  # older pictures do not say
+        # Older pictures do not say whether there were tiles.
+        computed: dict[str, Any] = {"vae_tiling": "auto", **cast("dict[str, Any]", computation)}
         kinds = {field.name: int if field.name in ("threads", "batch_size") else str for field in fields(Computation)}
-        if set(kinds) != set(computation) or any(type(computation[name]) is not kind for name, kind in kinds.items()):
+        if set(kinds) != set(computed) or any(type(computed[name]) is not kind for name, kind in kinds.items()):
             raise InputError("the picture's metadata do not say how it was computed")
         for name, high in (("threads", MAX_THREADS), ("batch_size", MAX_BATCH_SIZE)):
-            if not 1 <= computation[name] <= high:
+            if not 1 <= computed[name] <= high:
                 raise InputError(f"the picture's metadata: {name} is out of range", hint=f"1 to {high}")
-        if computation["vae_tiling"] not in ("auto", "on", "off"):
+        if computed["vae_tiling"] not in ("auto", "on", "off"):
             raise InputError("the picture's metadata: vae_tiling is neither auto, on nor off")
         return cls(
             request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
-            computation=Computation(**computation),
+            computation=Computation(**computed),
             vae=None if vae is None else _vae_from_json(vae),
             **cast("dict[str, str]", texts),
         )
