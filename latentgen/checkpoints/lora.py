@@ -23,9 +23,17 @@ from torch import Tensor
 from latentgen.checkpoints.folder import ModelBundle
 from latentgen.checkpoints.header import read_header
 from latentgen.checkpoints.io import is_finite, read_tensors, write_tensors
-from latentgen.checkpoints.lora_names import from_diffusers, from_kohya, kohya_name
+from latentgen.checkpoints.lora_names import (
+    KOHYA_PREFIXES,
+    PEFT_PREFIX,
+    from_diffusers,
+    from_kohya,
+    from_peft,
+    kohya_name,
+)
 from latentgen.config import DiffusionConfig, ModelConfig
 from latentgen.errors import ModelLoadError, ModelNotFoundError
+from latentgen.jsonfile import read_json
 from latentgen.models.lora import LowRankUpdate, layers_of
 from latentgen.presets import EMBEDDED, SD15, SD21_BASE
 
@@ -108,14 +116,18 @@ class LoadReport:
 
 
 def read_lora(path: Path) -> LoRAWeights:
-    """Read a LoRA file of either form.
+    """Read a LoRA file of kohya's, diffusers' or peft's form.
 
-    A file without alphas has alpha = rank, so that its scale is 1, as in both tools.
+    A file without alphas has alpha = rank, so that its scale is 1, as in all tools. peft keeps them beside the file, in
+    `adapter_config.json`.
     Raises ModelNotFoundError if there is no such file, ModelLoadError if it is no LoRA for U-Nets of Stable Diffusion's
     family, or one of which a part is missing, damaged or of a kind that cannot be merged (DoRA, LoHa, LoKr).
     """
     tensors = read_tensors(path)
     header = _read_metadata(path)
+    if any(name.startswith(PEFT_PREFIX) for name in tensors):
+        tensors = {from_peft(name): tensor for name, tensor in tensors.items()}
+        header = {**header, ADAPTER_METADATA: _peft_settings(path.with_name("adapter_config.json"))}
     kind: Form = "kohya" if any(name.startswith("lora_") for name in tensors) else "diffusers"
     found: dict[str, dict[str, Tensor]] = {}
     strange: list[str] = []
@@ -288,6 +300,12 @@ def _adapter_settings(header: Mapping[str, str], path: Path) -> Mapping[str, Any
     if not isinstance(settings, dict):
         raise ModelLoadError(f"{path}: its {ADAPTER_METADATA} is not an object")
     return cast("dict[str, Any]", settings)
+
+
+def _peft_settings(path: Path) -> str:
+    """The settings beside a file of peft's own, in the words of diffusers' metadata; none if the file is not there."""
+    settings = read_json(path) if path.exists() else {}
+    return json.dumps({f"{part}.{key}": value for part in KOHYA_PREFIXES for key, value in settings.items()})
 
 
 def _kohya(update: LowRankUpdate) -> Iterable[tuple[str, Tensor]]:

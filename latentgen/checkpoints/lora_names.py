@@ -18,6 +18,9 @@ Targets = Literal["attention", "attention+ff", "all"]
 
 KOHYA_PREFIXES: Final[Mapping[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 
+PEFT_PREFIX: Final = "base_model.model."
+"""Of every name in `adapter_model.safetensors`, which peft's `save_pretrained` writes."""
+
 _BLOCKS: Final = ("unet.down_blocks.{}", "unet.mid_block", "unet.up_blocks.{}")
 _ATTENTION: Final = tuple(
     f"{block}.attentions.{{}}.transformer_blocks.{{}}.{attention}.{layer}"
@@ -103,6 +106,15 @@ def from_diffusers(name: str) -> str | None:
         name = name.replace(".processor.", ".")
         name = f"{name}.0" if name.endswith(".to_out") else name
     return name if _IN_DIFFUSERS.fullmatch(name) else None
+
+
+def from_peft(name: str) -> str:
+    """What diffusers calls what peft's own file calls `name`; that does not say which network it was trained in."""
+    if not name.startswith(PEFT_PREFIX):
+        return name
+    name = name.removeprefix(PEFT_PREFIX)
+    part = "text_encoder" if name.startswith(("text_model.", "encoder.layers.")) else "unet"
+    return f"{part}.{name}"
 
 
 def narrowest_layer(config: ModelConfig, targets: Targets, *, text_encoder: bool) -> int:

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -238,6 +238,36 @@ def test_scale_is_fuse_loras(tmp_path: Path) -> None:
         part, _, inner = name.partition(".")
         theirs = getattr(pipeline, part).get_submodule(inner.removeprefix("text_model.") if part != "unet" else inner)
         torch.testing.assert_close(layer.weight, theirs.weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@torch.no_grad()
+def test_pefts_own_file(part: str, tmp_path: Path) -> None:
+    """`adapter_model.safetensors`, whose alphas stand in the file beside it: not the rank, and another for some."""
+    bundle = tiny_bundle(SD1_LIKE)
+    save_model(bundle, tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    targets, other = (["to_q", "to_v", "to_out.0"], "to_v") if part == "unet" else (["q_proj", "fc1"], "fc1")
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, alpha_pattern={other: 2})
+    theirs = get_peft_model(getattr(pipeline, part), config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 0.3)
+    theirs.save_pretrained(tmp_path / "adapter")
+    adapters = Adapters(bundle)
+    use = adapters.add(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert adapters.report(use).unmatched == ()
+    token_ids = bundle.tokenizer.encode([PROMPT])
+    x, t = starting_noise(bundle), torch.tensor([421])
+    before = bundle.unet(x, t, bundle.text_encoder(token_ids))
+    adapters.use((use,))
+    after = bundle.unet(x, t, bundle.text_encoder(token_ids))
+    if part == "unet":
+        expected = theirs(x, t, pipeline.text_encoder(token_ids)[0]).sample
+    else:
+        expected = pipeline.unet(x, t, theirs(token_ids)[0]).sample
+    torch.testing.assert_close(after, expected, **NETWORK)
+    assert (after - before).abs().max() > 1e-2
 
 
 @torch.no_grad()
