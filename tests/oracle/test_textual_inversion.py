@@ -117,8 +117,8 @@ def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     [
         ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "two text encoders .clip_g, clip_l"),
         ({"a": torch.ones(2, 4), "b": torch.ones(2, 4)}, "it holds 2 tensors, not one"),
-        ({"emb_params": torch.ones(76, 4)}, r"its vectors are \(76, 4\) .1 to 75"),
-        ({"emb_params": torch.ones(2, 2, 4)}, r"its vectors are \(2, 2, 4\)"),
+        ({"emb_params": torch.ones(76, 4)}, r"its tensor is \(76, 4\) .1 to 75"),
+        ({"emb_params": torch.ones(2, 2, 4)}, r"its tensor is \(2, 2, 4\)"),
         ({"emb_params": torch.ones(2, WIDTH + 1)}, f"vectors are {WIDTH + 1} wide, the text encoder's {WIDTH}"),
         ({"emb_params": torch.full((2, WIDTH), float("nan"))}, "not a finite fraction"),
         ({"emb_params": torch.ones(2, WIDTH, dtype=torch.int64)}, "not a finite fraction"),
