@@ -119,7 +119,7 @@ def test_each_distinct_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -
 def test_without_guidance_the_negative_prompt_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TextToImage(tiny_bundle())
     texts, passes = watch(monkeypatch, model.bundle.text_encoder), watch(monkeypatch, model.bundle.unet)
-    list(model.generate([replace(REQUEST, guidance=1.0)]))
+    list(model.generate([replace(REQUEST, guidance=1.0, width_px=64, height_px=64)]))
     assert (texts, passes) == ([1], [1, 1, 1])
 
 
