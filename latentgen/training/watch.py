@@ -40,6 +40,7 @@ SILENCE_S = 60.0
 """A process of another machine that is not heard of for this long counts as dead."""
 BEAT_S = 1.0
 INTACT = "the last checkpoint is intact"
+STALL_HINT = f"{STALL_VARIABLE} sets the limit; {INTACT}"
 NAMING_S = 5.0
 """How long the cause of a broken collective is looked for; twice that, a main thread has to end its process itself."""
 
@@ -59,6 +60,18 @@ class Sign:
     """It is done, and its end means nothing."""
     failure: str
     """Why it is about to end."""
+    stalled: list[int]
+    """The processes that hang, in its judgement: who sees it later must not find it gone and not know why."""
+    stall_s: float
+    """For how long they did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The processes that hang, and the time that was over."""
+
+    processes: list[int]
+    limit_s: float
 
 
 class Watch:
@@ -70,6 +83,7 @@ class Watch:
         self._host, self._namespace, self._pid = socket.gethostname(), _pid_namespace(), os.getpid()
         self._beats = 0  # the watching thread's; what follows is the main thread's
         self._advances, self._in_loop, self._left, self._failure = 0, False, False, ""
+        self._stall = Stall([], 0.0)
         self._store = _connect()
         self._store_gone_at: float | None = None
         self._last: dict[int, Sign] = {}
@@ -109,6 +123,11 @@ class Watch:
         self._failure = why
         self._write()
 
+    def judge_stalled(self, stall: Stall) -> None:
+        """Tell the others which processes hang; that this one ends now means nothing more."""
+        self._stall, self._left = stall, True
+        self._write()
+
     def close(self) -> None:
         """Stop watching and being watched: the run is over."""
         self._left = True
@@ -124,8 +143,12 @@ class Watch:
         if not self._word.acquire(blocking=False):
             return None
         until = time.monotonic() + NAMING_S
-        while not (lost := self._lost()) and time.monotonic() < until:
+        lost, stall = self._lost(), self._stalled()
+        while not lost and not stall and time.monotonic() < until:
             time.sleep(0.1)
+            lost, stall = self._lost(), self._stalled()
+        if not lost and stall:
+            return RuntimeFailure(self._hang(stall), hint=STALL_HINT) if self._speaks(stall.processes) else None
         if lost and not self._speaks(lost):
             return None
         return RuntimeFailure(self._loss(lost), hint=INTACT)
@@ -152,22 +175,19 @@ class Watch:
                     "the launcher's store does not answer any more",
                     speaks=self.index == min(self._last, default=self.index),
                 )
-            if stalled := self._pace.stalled(self._last, time.monotonic()):
-                message = f"{self._names(stalled)} hangs: no step for {self._pace.limit_s:.0f} s"
-                hint = f"{STALL_VARIABLE} sets the limit; {INTACT}"
-                self._end(message, speaks=self._speaks(stalled), hint=hint, linger_s=2 * BEAT_S)
+            if stall := self._stalled():
+                self.judge_stalled(stall)
+                speaks = self._speaks(stall.processes)
+                self._end(self._hang(stall), speaks=speaks, hint=STALL_HINT, linger_s=2 * BEAT_S)
 
     def _end(self, message: str, *, speaks: bool, hint: str = INTACT, linger_s: float = 0.0) -> None:
         """End this process, whatever its main thread is in; the main thread says why, if it is about to.
 
-        linger_s: how long the others need to come to the same verdict, before they find this process gone.
+        linger_s: how long the others have to see why, before they find the connection to this process gone.
         """
         if self._word.acquire(blocking=False):
             if speaks and not self.closed:
                 print(f"error: {message} ({hint})", file=sys.stderr, flush=True)
-            if linger_s:
-                self._left = True
-                self._write()
             self._closed.wait(linger_s)
         else:
             self._closed.wait(2 * NAMING_S)
@@ -195,6 +215,16 @@ class Watch:
             return f"{self._names(lost[:1])} failed: {first.failure}"
         return f"{self._names(lost)} has ended (pid {first.pid} on {first.host})"
 
+    def _stalled(self) -> Stall | None:
+        """The processes that hang, in the judgement of this process or of another."""
+        if own := self._pace.stalled(self._last, time.monotonic()):
+            return Stall(own, self._pace.limit_s)
+        others = (Stall(sign.stalled, sign.stall_s) for sign in self._last.values() if sign.stalled)
+        return next(others, None)
+
+    def _hang(self, stall: Stall) -> str:
+        return f"{self._names(stall.processes)} hangs: no step for {stall.limit_s:.0f} s"
+
     def _names(self, indices: list[int]) -> str:
         return "process " + ", ".join(str(index) for index in indices) + f" of {self.processes}"
 
@@ -218,6 +248,8 @@ class Watch:
             in_loop=self._in_loop,
             left=self._left,
             failure=self._failure,
+            stalled=self._stall.processes,
+            stall_s=self._stall.limit_s,
         )
         if self._store_gone_at is None:
             try:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
+
 import pytest
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from latentgen.errors import InputError
-from latentgen.training.watch import FIRST_STALL_S, STALL_VARIABLE, Pace, Sign, stall_limit_s
+from latentgen.training.watch import FIRST_STALL_S, STALL_VARIABLE, Pace, Sign, Stall, Watch, stall_limit_s
 
 
 def signs(*advances: int, alone: int | None = None) -> dict[int, Sign]:
     """Of processes that came past `advance` so often; one may be out of the loop."""
     return {
-        index: Sign("host", "", 1, beats=7, advances=count, in_loop=index != alone, left=False, failure="")
+        index: Sign(
+            "host",
+            "",
+            1,
+            beats=7,
+            advances=count,
+            in_loop=index != alone,
+            left=False,
+            failure="",
+            stalled=[],
+            stall_s=0,
+        )
         for index, count in enumerate(advances)
     }
 
@@ -78,3 +93,23 @@ def test_nobody_hangs_where_nobody_is_known() -> None:
     """The store can be gone before its first answer."""
     pace = Pace(1.0)
     assert [pace.stalled({}, now) for now in (0.0, 2.0, 4.0)] == [[], [], []]
+
+
+def test_who_finds_the_connection_gone_says_what_the_other_had_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs may judge itself and end before a slower one has judged it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv(STALL_VARIABLE, "7")
+    monkeypatch.setattr("latentgen.training.watch.BEAT_S", 1000.0)
+    second: list[Watch] = []
+    joining = threading.Thread(target=lambda: second.append(Watch(1, 2)))  # each waits for the other
+    joining.start()
+    first = Watch(0, 2)
+    joining.join()
+    second[0].judge_stalled(Stall([1], 9.0))
+    failure = first.explain()
+    assert failure is not None
+    assert str(failure).startswith("process 1 of 2 hangs: no step for 9 s")
+    first.close()
+    second[0].close()
