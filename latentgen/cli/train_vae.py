@@ -51,6 +51,17 @@ LogvarWeight = Annotated[
         help="Weight of what the posterior's log-variance is above 0; on whole pictures it runs off at rare places.",
     ),
 ]
+Equivariance = Annotated[
+    float,
+    typer.Option(
+        "--equivariance",
+        min=0,
+        max=1,
+        rich_help_panel=LOSS,
+        help="Share of the batches whose latents are decoded at a smaller size: a U-Net learns such latents "
+        "sooner (EQ-VAE); 0.5 is usual.",
+    ),
+]
 Perceptual = Annotated[
     str,
     typer.Option(
@@ -103,6 +114,7 @@ def train_vae(
     gradient_weight: GradientWeight = 1.0,
     kl_weight: KLWeight = 1e-6,
     logvar_weight: LogvarWeight = 1.0,
+    equivariance: Equivariance = 0.0,
     perceptual: Perceptual = "auto",
     perceptual_model: PerceptualModel = None,
     perceptual_weight: PerceptualWeight = 1.0,
@@ -130,6 +142,7 @@ def train_vae(
         gradient=gradient_weight,
         kl=kl_weight,
         logvar=logvar_weight,
+        equivariance=equivariance,
         perceptual=perceptual_weight,
         adversarial=disc_weight,
         adversarial_from=disc_start,

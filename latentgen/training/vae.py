@@ -30,6 +30,8 @@ class VAEBatch(NamedTuple):
     """(B, 3, S, S) in [-1, 1]"""
     eps: Tensor
     """(B, C, S/f, S/f) standard normal: the draw of the reparametrisation."""
+    decoded_side: Tensor
+    """() int64: the side to which the latents are brought before they are decoded; S/f leaves them as they are."""
 
 
 class Verdicts(NamedTuple):
@@ -44,7 +46,9 @@ class Verdicts(NamedTuple):
 
 class VAEOutput(NamedTuple):
     reconstruction: Tensor
-    """(B, 3, S, S)"""
+    """(B, 3, T, T), where T is f times the decoded side."""
+    target: Tensor
+    """(B, 3, T, T), what it should be."""
     mean: Tensor
     """(B, C, s, s), of the posterior."""
     logvar: Tensor
@@ -71,26 +75,32 @@ class VAENetwork(nn.Module):
             if self.vae.quant_conv is not None:
                 self.vae.quant_conv.requires_grad_(False)
 
-    def forward(self, pixels: Tensor, eps: Tensor, judge: bool = False) -> VAEOutput:
-        """pixels (B, 3, S, S), eps (B, C, s, s); judge: with the discriminator's verdicts."""
+    def forward(self, pixels: Tensor, eps: Tensor, decoded_side: int | None = None, judge: bool = False) -> VAEOutput:
+        """pixels (B, 3, S, S), eps (B, C, s, s); judge: with the discriminator's verdicts.
+
+        decoded_side: latents brought to it decode to the pixels made smaller likewise, or learn to; None: s.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             mean, logvar = self.vae.moments(pixels)
         z = mean + torch.exp(0.5 * logvar.float().clamp(*LOGVAR_RANGE)) * eps
+        target = pixels
+        if decoded_side is not None and decoded_side != z.shape[-1]:
+            z, target = resized(z, decoded_side), resized(pixels, decoded_side * self.vae.config.downscale)
         reconstruction = self.vae.decode(z.to(mean.dtype))
         discriminator = self.discriminator
         if discriminator is None:
-            return VAEOutput(reconstruction, mean, logvar, None)
+            return VAEOutput(reconstruction, target, mean, logvar, None)
         if not judge:
             # DDP wants a gradient for every parameter: until it takes part, the discriminator's is 0.
             idle = torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()
-            return VAEOutput(reconstruction + 0 * idle, mean, logvar, None)
+            return VAEOutput(reconstruction + 0 * idle, target, mean, logvar, None)
         constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         verdicts = Verdicts(
             torch.func.functional_call(discriminator, constants, (reconstruction,)),
             discriminator(reconstruction.detach()),
-            discriminator(pixels),
+            discriminator(target),
         )
-        return VAEOutput(reconstruction, mean, logvar, verdicts)
+        return VAEOutput(reconstruction, target, mean, logvar, verdicts)
 
 
 class VAEObjective:
@@ -166,14 +176,24 @@ class VAEObjective:
             crops.append(crop.flip(1) if self.flip and mirrored else crop)
             shape = (self.config.latent_channels, latent_side, latent_side)
             noises.append(torch.randn(shape, generator=draw.generator("eps")))
-        pixels = to_float(torch.stack(crops))
-        return VAEBatch(pixels, torch.stack(noises))
+        decoded_side = self._decoded_side(draws[0], latent_side)
+        return VAEBatch(to_float(torch.stack(crops)), torch.stack(noises), torch.tensor(decoded_side))
+
+    def _decoded_side(self, first: Draw, latent_side: int) -> int:
+        """Of one batch, by its first draw: in the share of batches asked for, from half the latents' side up."""
+        if latent_side < 2:
+            return latent_side
+        generator = first.generator("decoded side")
+        if float(torch.rand((), generator=generator)) >= self.weights.equivariance:
+            return latent_side
+        return int(torch.randint(-(-latent_side // 2), latent_side, (), generator=generator))
 
     def loss(self, network: nn.Module, batch: VAEBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        weights, pixels = self.weights, batch.pixels
+        weights = self.weights
         judge = weights.adversarial > 0 and step >= weights.adversarial_from
-        output: VAEOutput = network(pixels, batch.eps, judge)
+        output: VAEOutput = network(batch.pixels, batch.eps, int(batch.decoded_side), judge)
         reconstruction, mean, logvar = output.reconstruction.float(), output.mean.float(), output.logvar.float()
+        pixels = output.target
         metrics: dict[str, Tensor] = {}
 
         # How far the picture is from its original
@@ -185,7 +205,7 @@ class VAEObjective:
             distance = distance + weights.perceptual * perceptual
 
         # How far the posterior is from the prior
-        kl = kl_divergence(mean, logvar.clamp(*LOGVAR_RANGE)).sum() / (pixels.numel() / 3)
+        kl = kl_divergence(mean, logvar.clamp(*LOGVAR_RANGE)).sum() / (batch.pixels.numel() / 3)
         excess = F.relu(logvar).mean()
         metrics |= {"kl": kl, "logvar_excess": excess}
         loss = distance + weights.kl * kl + weights.logvar * excess
@@ -227,6 +247,11 @@ class VAEObjective:
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) of each element (arXiv:1312.6114, appendix B)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """(B, C, S, S) -> (B, C, side, side), each new place a mean of the old ones that it covers."""
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 def gradient_l1(a: Tensor, b: Tensor) -> Tensor:

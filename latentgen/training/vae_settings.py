@@ -26,6 +26,9 @@ class VAELossWeights:
     fifteen, and in none of its crops: the norms' statistics are those of a larger field. So it takes effect where
     `--crop` is the whole picture.
     """
+    equivariance: float = 0.0
+    """Share of the batches whose latents are made smaller before they are decoded, to the picture made smaller (EQ-VAE,
+    arXiv:2502.09509). Such latents are smooth as pictures are, and a U-Net learns them sooner; 0.5 is the paper's."""
     perceptual: float = 1.0
     adversarial: float = 0.0
     """0: there is no discriminator. Multiplies the adaptive weight."""
@@ -42,5 +45,7 @@ class VAELossWeights:
         ):
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"{option} {weight} must be a number, 0 or more")
+        if not 0 <= self.equivariance <= 1:
+            raise ConfigError(f"--equivariance {self.equivariance} is a share of the batches, between 0 and 1")
         if self.adversarial_from and not self.adversarial:
             raise ConfigError(f"--disc-start {self.adversarial_from} starts nothing", hint="give --disc-weight too")

@@ -37,7 +37,7 @@ def test_vae_loss_is_its_terms_weighted(tiny_data: TinyData) -> None:
     objective = tiny_data.vae()
     batch = objective.batch(draws(range(3)))
     loss, metrics = objective.loss(objective.network, batch, 0)
-    reconstruction, mean, logvar, _ = objective.network(batch.pixels, batch.eps)
+    reconstruction, _, mean, logvar, _ = objective.network(batch.pixels, batch.eps)
     l1 = (reconstruction - batch.pixels).abs().mean()
     kl = kl_divergence(mean, logvar).sum() / (3 * 8 * 8)  # a picture's sum over its pixel count
     excess = logvar.clamp(min=0).mean()
@@ -45,6 +45,36 @@ def test_vae_loss_is_its_terms_weighted(tiny_data: TinyData) -> None:
     assert float(metrics["l1"]) == pytest.approx(float(l1.detach()))
     psnr_db = 10 * torch.log10(4 / F.mse_loss(reconstruction, batch.pixels))
     assert float(metrics["psnr_db"]) == pytest.approx(float(psnr_db.detach()), rel=1e-5)
+
+
+def test_equivariance_asks_for_the_picture_made_smaller(tiny_data: TinyData) -> None:
+    """In every batch where its share is 1: latents of 4x4 made 2x2 or 3x3, pixels of 8x8 made 4x4 or 6x6."""
+    objective = objective_on(tiny_data.pixels, VAELossWeights(kl=1e-4, equivariance=1.0))
+    sides: set[int] = set()
+    for first in range(8):
+        batch = objective.batch(draws(range(first, first + 2)))
+        side = int(batch.decoded_side)
+        sides.add(side)
+        loss, metrics = objective.loss(objective.network, batch, 0)
+        mean, logvar = objective.network.vae.moments(batch.pixels)
+        z, smaller = mean + torch.exp(0.5 * logvar) * batch.eps, (2 * side, 2 * side)
+        target = F.interpolate(batch.pixels, smaller, mode="bilinear", antialias=True)
+        answer = objective.network.vae.decode(F.interpolate(z, (side, side), mode="bilinear", antialias=True))
+        assert answer.shape == target.shape
+        torch.testing.assert_close(metrics["l1"], F.l1_loss(answer, target).detach())
+        kl = kl_divergence(mean, logvar).sum() / (2 * 8 * 8)
+        expected = F.l1_loss(answer, target) + gradient_l1(answer, target) + 1e-4 * kl + logvar.clamp(min=0).mean()
+        torch.testing.assert_close(loss, expected)
+    assert sides == {2, 3}
+
+
+def test_equivariance_takes_its_share_of_the_batches(tiny_data: TinyData) -> None:
+    def whole(share: float) -> int:
+        objective = objective_on(tiny_data.pixels, VAELossWeights(equivariance=share))
+        return sum(int(objective.batch(draws(range(k, k + 1))).decoded_side) == 4 for k in range(100))
+
+    assert whole(0.0) == 100
+    assert 30 < whole(0.5) < 70
 
 
 def test_gradient_l1() -> None:
@@ -133,6 +163,7 @@ def test_vae_sizes_that_do_not_fit(crop_px: int, says: str, tiny_data: TinyData)
         ({"kl": float("nan")}, "--kl-weight nan must be a number, 0 or more"),
         ({"gradient": float("inf")}, "--gradient-weight inf must be"),
         ({"perceptual": -1.0}, "--perceptual-weight -1.0 must be"),
+        ({"equivariance": 1.5}, "--equivariance 1.5 is a share of the batches"),
         ({"adversarial_from": 5}, "--disc-start 5 starts nothing (give --disc-weight too)"),
     ],
 )
