@@ -15,7 +15,7 @@ from typer.main import get_command
 from latentgen.cli.app import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "weights" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "weights" / "README.md", ROOT / "docs" / "corpus.md"]
 TARGETS = {name: command.target for group in COMMANDS.values() for name, command in group.items()}
 
 

@@ -22,6 +22,7 @@ app = typer.Typer(
         "latentgen data check my-pictures\n\n"
         "latentgen data stats my-pictures\n\n"
         "latentgen data render --out scenes --count 20000 --vocabulary heroes\n\n"
+        "latentgen data sheet --out sheets\n\n"
         "latentgen data fetch-assets"
     ),
 )
@@ -154,7 +155,7 @@ def render(
 
     latentgen data render --out test --count 500 --seed 1000000 --held-out only
     """
-    _require_renderer()
+    require_renderer()
     from latentgen.corpus.render import CorpusArguments, render_corpus
 
     arguments = CorpusArguments(
@@ -178,19 +179,51 @@ def render(
     console.result(result)
 
 
+Sheets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="nouns, weathers, styles, counts, records (default: all)."),
+]
+SheetFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the sheets, a JPEG each.")]
+SheetSeed = Annotated[int, typer.Option("--seed", "-s", min=0, help="Seed of the first of the records.")]
+
+
+@app.command("sheet")
+def sheet(
+    names: Sheets = None,
+    out: SheetFolder = Path("sheets"),
+    vocabulary: Vocabulary = "heroes20",
+    seed: SheetSeed = 0,
+    assets: Assets = None,
+) -> None:
+    """Draw contact sheets of the corpus: its nouns, weathers, styles and counts, and records with their captions.
+
+    latentgen data sheet --out sheets
+
+    latentgen data sheet records --vocabulary full --seed 1000
+    """
+    require_renderer()
+    from latentgen.corpus.sheets import SHEET_NAMES, write_sheets
+
+    console = Console()
+    for file in write_sheets(
+        out, names or SHEET_NAMES, vocabulary=cast("Any", vocabulary), seed=seed, artwork_folder=assets
+    ):
+        console.result(file)
+
+
 @app.command("fetch-assets")
 def fetch_assets(assets: Assets = None) -> None:
     """Fetch the artwork of the full vocabulary with the npm client (19 MB, of which 5 are kept), checked by sha256.
 
     latentgen data fetch-assets --assets artwork
     """
-    _require_renderer()
+    require_renderer()
     from latentgen.corpus.artwork import default_artwork_folder, fetch_artwork
 
     Console().result(fetch_artwork(default_artwork_folder() if assets is None else assets))
 
 
-def _require_renderer() -> None:
+def require_renderer() -> None:
     """Drawing needs the `corpus` extra; say so before anything is imported from it."""
     from importlib.util import find_spec
 

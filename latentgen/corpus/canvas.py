@@ -34,6 +34,10 @@ T = TypeVar("T")
 
 EXTENT = 256.0
 """Width and height of the drawing area in its own units, whatever the picture's size in pixels."""
+LINE_STYLES = ("neon", "pencil sketch")
+"""Styles made of edges: there a dot becomes a ring and a blade of grass two lines, so fine detail is left out."""
+FINEST_DOT, FINEST_STROKE, FINEST_BAR = 1.7, 1.2, 0.9
+"""In those styles: the least radius of a disc, width of a stroke, and half height of an ellipse or bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,11 @@ class Canvas:
     def lit(self, colour: ColourLike, light: float = 1.0, haze: float = 0.0) -> Rgb:
         """A surface colour in the scene's light: 0 in shadow to 1 in the sun, then faded into the distance by haze."""
         direction = mix(self.palette.shadow_light, self.palette.key_light, light)
-        return mix(multiply(as_rgb(colour), direction), self.palette.haze, haze)
+        return mix(multiply(as_rgb(colour), direction), self.palette.haze, self._thickened(haze))
+
+    def _thickened(self, haze: float) -> float:
+        """Fog hides what is far; what is near (haze 0) it leaves."""
+        return haze + (1 - haze) * 0.5 * min(1, haze * 3) if self.weather == "fog" else haze
 
     @contextmanager
     def lit_layer(
@@ -121,7 +129,7 @@ class Canvas:
         if clip is not None:
             self.skia.clipRect(clip)
         tint = mix(self.palette.shadow_light, self.palette.key_light, light)
-        self.skia.saveLayer(clip, skia.Paint(ColorFilter=_light_filter(tint, haze, self.palette.haze)))
+        self.skia.saveLayer(clip, skia.Paint(ColorFilter=_light_filter(tint, self._thickened(haze), self.palette.haze)))
         yield
         if side_light is not None:
             self._shade_across(side_light)
@@ -144,23 +152,40 @@ class Canvas:
 
     # Shapes
 
+    @property
+    def is_line_style(self) -> bool:
+        """Whether the style keeps edges only; then fine detail is not drawn."""
+        return self.scene.style in LINE_STYLES
+
+    def _is_too_fine(self, brush: skia.Paint, half_width: float, half_height: float) -> bool:
+        if not self.is_line_style:
+            return False
+        if brush.getStyle() == skia.Paint.kStroke_Style:
+            return brush.getStrokeWidth() < FINEST_STROKE
+        return max(half_width, half_height) < FINEST_DOT or min(half_width, half_height) < FINEST_BAR
+
     def rect(self, x: float, y: float, width: float, height: float, brush: skia.Paint) -> None:
         self.skia.drawRect(skia.Rect.MakeXYWH(x, y, width, height), brush)
 
     def round_rect(self, x: float, y: float, width: float, height: float, radius: float, brush: skia.Paint) -> None:
-        self.skia.drawRoundRect(skia.Rect.MakeXYWH(x, y, width, height), radius, radius, brush)
+        if not self._is_too_fine(brush, width / 2, height / 2):
+            self.skia.drawRoundRect(skia.Rect.MakeXYWH(x, y, width, height), radius, radius, brush)
 
     def oval(self, x: float, y: float, radius_x: float, radius_y: float, brush: skia.Paint) -> None:
-        self.skia.drawOval(oval_bounds(x, y, radius_x, radius_y), brush)
+        if not self._is_too_fine(brush, radius_x, radius_y):
+            self.skia.drawOval(oval_bounds(x, y, radius_x, radius_y), brush)
 
     def circle(self, x: float, y: float, radius: float, brush: skia.Paint) -> None:
-        self.skia.drawCircle(x, y, radius, brush)
+        if not self._is_too_fine(brush, radius, radius):
+            self.skia.drawCircle(x, y, radius, brush)
 
     def line(self, x0: float, y0: float, x1: float, y1: float, brush: skia.Paint) -> None:
-        self.skia.drawLine(x0, y0, x1, y1, brush)
+        if not self._is_too_fine(brush, EXTENT, EXTENT):
+            self.skia.drawLine(x0, y0, x1, y1, brush)
 
     def path(self, path: skia.Path, brush: skia.Paint) -> None:
-        self.skia.drawPath(path, brush)
+        if not self._is_too_fine(brush, EXTENT, EXTENT):
+            self.skia.drawPath(path, brush)
 
     def glow(self, x: float, y: float, radius: float, colour: ColourLike, alpha: float = 1.0) -> None:
         """A soft disc of light, added to what is there."""

@@ -238,7 +238,7 @@ class _Writer:
     def _sky(self, kind: str, options: Sequence[str]) -> str:
         if self.scene.setting in (*SKYLESS, "table") or not self._keeps(0.9):
             return ""
-        fitting = [text for text in options if not (self.scene.time == "night" and text.endswith("day"))]
+        fitting = [text for text in options if not (self.scene.time == "night" and re.search("day$|gray", text))]
         return self._word(kind, fitting)
 
 

@@ -10,6 +10,7 @@ import skia
 from latentgen.corpus.canvas import EXTENT, Canvas, noise_field
 from latentgen.corpus.colour import Rgb, mix, shade
 from latentgen.corpus.paint import packed, paint, radial_gradient, vertical_gradient
+from latentgen.corpus.palettes import WARM_HOURS
 
 CLOSED_SKIES = ("overcast", "storm", "rain", "snow")
 """Weathers whose clouds leave no blue."""
@@ -50,6 +51,7 @@ def draw_clouds(canvas: Canvas, horizon: float) -> None:
 def _draw_ceiling(canvas: Canvas, horizon: float) -> None:
     """The closed sky of bad weather: soft layers that crowd together towards the horizon, as a flat ceiling does."""
     palette, weather = canvas.palette, canvas.weather
+    low_sun = palette.time in WARM_HOURS  # Its light shines in under the clouds
     rows, columns = 64, 64
     down = np.linspace(0, 1, rows)[:, None]
     depth = 1 / (1.3 - down)
@@ -57,11 +59,11 @@ def _draw_ceiling(canvas: Canvas, horizon: float) -> None:
     field = noise_field(canvas.rng, np.broadcast_to(depth * 1.5, (rows, columns)), along)
     contrast = {"overcast": 1.5, "rain": 1.7, "storm": 2.3, "snow": 1.1}[weather]
     brightness = np.clip(0.5 + (field - 0.5) * contrast * 1.6, 0, 1)[..., None]
-    bright = np.array(mix(palette.cloud_light, palette.haze, 0.25))
+    bright = np.array(mix(palette.cloud_light, palette.haze, 0.1 if low_sun else 0.25))
     dark = np.array(shade(palette.cloud_shade, 0.72 if weather == "storm" else 0.88))
-    veil = np.array(palette.haze)
+    veil = np.array(mix(palette.haze, palette.sky[-1], 0.6) if low_sun else palette.haze)
     colours = dark + (bright - dark) * brightness
-    colours += (veil - colours) * (down**2.2 * 0.75)[..., None]
+    colours += (veil - colours) * (down ** (2.8 if low_sun else 2.2) * (0.95 if low_sun else 0.75))[..., None]
     alpha = np.clip(1.25 - 0.75 * down**3, 0, 1) * np.ones((rows, columns))
     pixels = np.concatenate([colours, alpha[..., None]], -1)
     canvas.texture(pixels, 0, -2, EXTENT, horizon + 4)

@@ -22,6 +22,7 @@ from latentgen.corpus.subjects import Figure, draw_figure
 from latentgen.corpus.water import mirror_subject
 from latentgen.corpus.weather import (
     draw_falling_weather,
+    draw_fog_banks,
     draw_rain_on_water,
     draw_reflecting_puddle,
     draw_vignette,
@@ -39,7 +40,13 @@ HEIGHT_FACTORS: dict[Drawing, float] = {
     "castle": 1.1,
     "windmill": 1.16,
     "pagoda": 1.18,
-    "palm": 1.05,
+    "palm": 1.2,
+    "pine": 1.12,
+    "round": 1.1,
+    "cherry": 1.1,
+    "autumn": 1.1,
+    "birch": 1.1,
+    "cactus": 1.18,
     "igloo": 0.8,
 }
 """How much taller than its nominal height a drawing comes out."""
@@ -58,8 +65,10 @@ WIDTH_FACTORS: dict[Drawing, float] = {
     "balloon": 0.78,
     "pine": 0.62,
     "palm": 1.0,
+    "round": 1.1,
+    "cherry": 1.15,
     "birch": 0.75,
-    "cactus": 0.68,
+    "cactus": 0.8,
 }
 """Width of a drawing in nominal heights; 1 where nothing is said."""
 WIDE_DRAWINGS = ("house", "cottage", "cabin", "barn", "igloo")
@@ -99,6 +108,8 @@ def render_scene(scene: SceneSpec, seed: int, size_px: int = 256, artwork: Artwo
     stage = draw_backdrop(canvas)
     if canvas.weather in ("rain", "storm"):
         _wet(canvas, stage)
+    elif canvas.weather == "fog" and stage.horizon < EXTENT:  # So that the subject stands out from what is behind it
+        draw_fog_banks(canvas, stage.horizon - 24, stage.horizon + 30, 1.2)
     in_the_open = scene.setting not in ("underwater", "space", "studio")
     lift = {"night": 0.34, "dusk": 0.26}.get(canvas.palette.time, 0.1) if in_the_open else 0
     canvas.palette = lifted_for_subject(canvas.palette, lift)
@@ -156,7 +167,7 @@ class _Composition:
     def _arrange(self) -> None:
         canvas, scene, stage = self.canvas, self.scene, self.stage
         places = min(len(self.figures), 5)
-        side_x = canvas.uniform(66, 86)
+        side_x = canvas.uniform(64, 83)
         single_x = {"left": side_x, "right": EXTENT - side_x, None: 128 + canvas.uniform(-22, 22)}[scene.side]
         self.columns: list[float] = [single_x] if places == 1 else list(COLUMNS[places])
         heights = CLOSE_UP_HEIGHTS if stage.kind in ("studio", "float") else LANDSCAPE_HEIGHTS

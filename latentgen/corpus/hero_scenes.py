@@ -114,6 +114,8 @@ GREEN_ONLY = ("cherry", "autumn", "round", "palm", "cactus")
 COUNTED_SHARE, PAIRED_SHARE = 0.16, 0.22
 BROAD = ("castle", "barn", "igloo", "cottage")
 """Drawings of which four beside each other would be too small."""
+TOO_BROAD_FOR_A_SIDE = ("castle", "house", "cottage", "cabin", "barn", "igloo", "palm", "round", "cherry", "autumn")
+"""Drawings that reach over the middle when they are large, so that none is large and at a side."""
 CROWDED_SETTINGS = ("cliff", "island")
 """No room for several of a noun."""
 OFFSHORE_SETTINGS = ("beach", "lake", "cliff")
@@ -146,6 +148,8 @@ def sample_hero_scene(rng: np.random.Generator, heroes: dict[str, Hero] = HEROES
     size: Size = "small" if draw < 0.12 else "large" if draw < 0.42 and setting != "island" else "medium"
     sides: tuple[Side, ...] = ("left", "right")
     side = choose(rng, sides) if rng.random() < 0.28 else None
+    if side is not None and size == "large" and hero.drawing in TOO_BROAD_FOR_A_SIDE:
+        size = "medium"
     if hero.fills_the_picture:
         size, side = "medium", None
     sun_behind = bool(rng.random() < 0.12)

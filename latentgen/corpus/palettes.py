@@ -62,37 +62,55 @@ def _palette(
     )
 
 
+WARM_HOURS = ("dawn", "sunset", "dusk")
+SLATE: Rgb = (0.47, 0.51, 0.58)
+"""What the clouds of a closed sky are drawn towards when the sun is low: gray, with the colours left to the horizon."""
+
+
 def under_weather(palette: Palette, weather: Weather) -> Palette:
-    """The palette under a closed sky: grayer, flatter, and darker in rain and storm. Other weathers change nothing."""
+    """The palette under a closed sky: grayer, flatter, and darker in rain and storm. Other weathers change nothing.
+
+    When the sun is low the clouds are gray and a band of its light is left under them: so both the hour and the
+    weather can be told.
+    """
     night = palette.time == "night"
-    warm = palette.time in ("dawn", "sunset", "dusk")
+    warm = palette.time in WARM_HOURS
     saturation_and_brightness: dict[Weather, tuple[float, float]] = {
         "overcast": (0.8 if night else 0.68 if warm else 0.45, 0.98 if warm else 0.92),
         "rain": (0.85 if night else 0.7 if warm else 0.5, 1.15 if night else 0.9),
         "storm": (0.75 if night else 0.6 if warm else 0.45, 0.95 if night else 0.64),
         "snow": (0.8 if night else 0.7 if warm else 0.5, 1.1 if night else 1.05),
-        "fog": (0.75 if night else 0.6 if warm else 0.4, 1.25 if night else 1.0),
+        "fog": (0.7 if night else 0.68 if warm else 0.4, 1.3 if night else 1.0),
     }
     if weather not in saturation_and_brightness:
         return palette
     saturation, brightness = saturation_and_brightness[weather]
+    graying = 0.72 if warm and weather != "fog" else 0.0
 
     def dull(colour: Rgb) -> Rgb:
         return shade(saturate(colour, saturation), brightness)
 
+    def clouded(colour: Rgb) -> Rgb:
+        """Dull, and with its brightness kept but most of its hue gone where the sun is low."""
+        dulled = dull(colour)
+        return mix(dulled, shade(SLATE, luminance(dulled) / luminance(SLATE)), graying)
+
     veil = mix(palette.haze, (0.75, 0.79, 0.85), 0.3)
-    fog_bank = shade((0.80, 0.83, 0.87), brightness * luminance(palette.haze) * 1.15)
+    fog_bank = shade((0.80, 0.83, 0.87), brightness * luminance(palette.haze) * (1.9 if night else 1.15))
     key = luminance(palette.key_light) * 0.9
     key_light = mix(palette.key_light, (key * 0.96, key, key * 1.05), 0.7)
     shadow_light = mix(palette.shadow_light, (key * 0.72, key * 0.76, key * 0.84), 0.5)
     dimming = brightness**0.5
     return replace(
         palette,
-        sky=tuple(mix(dull(colour), dull(veil), 0.45) for colour in palette.sky),
-        haze=mix(dull(palette.haze), fog_bank, 0.4),
-        cloud_light=dull(palette.cloud_light),
-        cloud_shade=shade(dull(palette.cloud_shade), 1.1 if night else 0.85),
-        sea=tuple(dull(colour) for colour in palette.sea),
+        sky=(
+            *(mix(clouded(colour), clouded(veil), 0.45) for colour in palette.sky[:-1]),
+            mix(dull(palette.sky[-1]), fog_bank if weather == "fog" else dull(veil), 0.2 if warm else 0.45),
+        ),
+        haze=mix(dull(palette.haze), fog_bank, 0.15 if graying else 0.75 if night else 0.4),
+        cloud_light=clouded(palette.cloud_light),
+        cloud_shade=shade(clouded(palette.cloud_shade), 1.1 if night else 0.85),
+        sea=(dull(palette.sea[0]), *(mix(dull(colour), clouded(colour), 0.6) for colour in palette.sea[1:])),
         key_light=(key_light[0] * dimming, key_light[1] * dimming, key_light[2] * dimming),
         shadow_light=(shadow_light[0] * dimming, shadow_light[1] * dimming, shadow_light[2] * dimming),
     )

@@ -1,26 +1,27 @@
 """Contact sheets: what the corpus looks like at a glance, for the documentation and for whoever changes a drawing.
 
-    python -m latentgen.corpus.sheets FOLDER
-
-writes one JPEG each of the nouns, the hours and weathers, the styles, the counts and pairs, and a random draw.
+One JPEG each of the nouns, the hours and weathers, the styles, the counts and pairs, and of records as they come.
 """
 
 from __future__ import annotations
 
-import sys
+import io
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 
+from latentgen.corpus.artwork import Artwork, default_artwork_folder
 from latentgen.corpus.compose import render_scene
-from latentgen.corpus.hero_scenes import HEROES_20, Hero, sample_hero20_scene
+from latentgen.corpus.hero_scenes import HEROES_20, Hero
+from latentgen.corpus.records import SCENE_SOURCES, VocabularyName, make_record
 from latentgen.corpus.sampling import HERO_COLOURS
 from latentgen.corpus.scene import Noun, SceneSpec, Setting, Side, Style, Subject, TimeOfDay, Weather
+from latentgen.errors import InputError
 
-JPEG_QUALITY = 80
-GAP_PX, CAPTION_PX = 3, 12
+JPEG_QUALITY = 70
+GAP_PX, LINE_PX, CHARACTER_PX = 3, 12, 6
 HOURS: tuple[TimeOfDay, ...] = ("day", "dawn", "sunset", "dusk", "night")
 WEATHERS: tuple[Weather, ...] = ("clear", "cloudy", "overcast", "rain", "storm", "snow", "fog")
 STYLES: tuple[Style, ...] = ("flat", "watercolor", "oil painting", "pixel art", "pencil sketch", "neon")
@@ -29,17 +30,32 @@ Cell = tuple[str, SceneSpec]
 """What is written under a picture, and the picture's scene."""
 
 
-def sheet(rows: Sequence[Sequence[Cell]], cell_px: int = 160, seed: int = 0) -> Image.Image:
-    """The scenes in a grid, drawn at 256 px and made smaller, the picture in row r and column c by seed + 100 r + c."""
-    height, width = cell_px + CAPTION_PX + GAP_PX, cell_px + GAP_PX
+def sheet(rows: Sequence[Sequence[Cell]], cell_px: int = 160) -> Image.Image:
+    """The scenes in a grid, the picture in row r and column c by seed 100 r + c."""
+    pictures = [
+        [(text, _drawn(scene, 100 * row + column, cell_px)) for column, (text, scene) in enumerate(cells)]
+        for row, cells in enumerate(rows)
+    ]
+    return _page(pictures, cell_px)
+
+
+def _drawn(scene: SceneSpec, seed: int, cell_px: int, artwork: Artwork | None = None) -> Image.Image:
+    """The scene as it is drawn at 256 px, made smaller."""
+    return Image.fromarray(render_scene(scene, seed, artwork=artwork)).resize((cell_px, cell_px), Image.Resampling.BOX)
+
+
+def _page(rows: Sequence[Sequence[tuple[str, Image.Image]]], cell_px: int, lines: int = 1) -> Image.Image:
+    """Pictures of `cell_px` in a grid, under each its text on so many lines; what is too long is cut off."""
+    label_px = lines * LINE_PX
+    height, width = cell_px + label_px + GAP_PX, cell_px + GAP_PX
     page = Image.new("RGB", (max(map(len, rows)) * width + GAP_PX, len(rows) * height + GAP_PX), "white")
     for row, cells in enumerate(rows):
-        for column, (text, scene) in enumerate(cells):
+        for column, (text, picture) in enumerate(cells):
             left, top = GAP_PX + column * width, GAP_PX + row * height
-            picture = Image.fromarray(render_scene(scene, seed + 100 * row + column))
-            page.paste(picture.resize((cell_px, cell_px), Image.Resampling.BOX), (left, top))
-            label = Image.new("RGB", (cell_px, CAPTION_PX), "white")  # Cuts off what is too long
-            ImageDraw.Draw(label).text((1, 0), text, fill="black")
+            page.paste(picture, (left, top))
+            label = Image.new("RGB", (cell_px, label_px), "white")
+            for line, words in enumerate(textwrap.wrap(text, cell_px // CHARACTER_PX)[:lines]):
+                ImageDraw.Draw(label).text((1, line * LINE_PX), words, fill="black")
             page.paste(label, (left, top + cell_px))
     return page
 
@@ -65,7 +81,7 @@ def _subject(name: str, hero: Hero, count: int = 1, colour: str | None = None) -
     return Subject(Noun(name, hero.category, hero.drawing), count, colour)
 
 
-def nouns_sheet(names: Sequence[str] = tuple(HEROES_20), variations: int = 5, cell_px: int = 96) -> Image.Image:
+def nouns_sheet(names: Sequence[str] = tuple(HEROES_20), variations: int = 5, cell_px: int = 88) -> Image.Image:
     """Two nouns a row: settings, hours and colours in turn, every drawing different."""
     rows = [
         [cell for name in names[first : first + 2] for cell in _variations_of(name, variations)]
@@ -153,13 +169,27 @@ def _pair(first_colour: str, first: str, second_colour: str, second: str, settin
     return SceneSpec(setting, "day", subjects)
 
 
-def random_sheet(rows: int = 6, columns: int = 8, cell_px: int = 150, seed: int = 0) -> Image.Image:
-    """Scenes as training sees them, unselected."""
-    scenes = [
-        [("", sample_hero20_scene(np.random.default_rng(seed + 100 * row + column))) for column in range(columns)]
-        for row in range(rows)
-    ]
-    return sheet(scenes, cell_px, seed)
+def records_sheet(
+    vocabulary: VocabularyName = "heroes20",
+    seed: int = 0,
+    artwork_folder: Path | None = None,
+    *,
+    rows: int = 5,
+    columns: int = 7,
+    cell_px: int = 132,
+) -> Image.Image:
+    """Records as training sees them, unselected, with their first captions: those of seeds from `seed` upwards.
+
+    Raises ModelNotFoundError if the vocabulary needs artwork that is not there.
+    """
+    artwork = None
+    if SCENE_SOURCES[vocabulary].needs_artwork:
+        artwork = Artwork(default_artwork_folder() if artwork_folder is None else artwork_folder)
+    cells: list[tuple[str, Image.Image]] = []
+    for each in range(seed, seed + rows * columns):
+        record = make_record(vocabulary, each, 1)
+        cells.append((record.captions[0], _drawn(record.scene, each, cell_px, artwork)))
+    return _page([cells[row * columns : (row + 1) * columns] for row in range(rows)], cell_px, lines=3)
 
 
 SHEETS: dict[str, Callable[[], Image.Image]] = {
@@ -167,19 +197,40 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "weathers": weathers_sheet,
     "styles": styles_sheet,
     "counts": counts_sheet,
-    "random": random_sheet,
 }
+"""Sheets of chosen scenes."""
+RECORDS = "records"
+SHEET_NAMES = (*SHEETS, RECORDS)
 
 
-def write_sheets(folder: Path) -> list[Path]:
-    """Write every sheet as a JPEG into the folder; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"corpus-{name}.jpg" for name in SHEETS]
-    for file, draw in zip(files, SHEETS.values(), strict=True):
-        draw().save(file, quality=JPEG_QUALITY, optimize=True)
+def write_sheets(
+    folder: Path,
+    names: Sequence[str] = SHEET_NAMES,
+    *,
+    vocabulary: VocabularyName = "heroes20",
+    seed: int = 0,
+    artwork_folder: Path | None = None,
+) -> list[Path]:
+    """Write the named sheets as JPEGs into the folder; returns the files. What follows `names` concerns the records.
+
+    Raises InputError for a name, vocabulary or folder that cannot be; nothing is written then.
+    """
+    for name in names:
+        if name not in SHEET_NAMES:
+            raise InputError(f"no contact sheet {name!r}; there are {', '.join(SHEET_NAMES)}")
+    if vocabulary not in SCENE_SOURCES:
+        raise InputError(f"corpus: vocabulary {vocabulary!r} is not one of {', '.join(SCENE_SOURCES)}")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder")
+    files: list[Path] = []
+    for name in names:
+        page = SHEETS[name]() if name in SHEETS else records_sheet(vocabulary, seed, artwork_folder)
+        jpeg = io.BytesIO()
+        page.save(jpeg, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"corpus-{name}.jpg"
+        aside = file.with_suffix(".jpg.partial")
+        aside.write_bytes(jpeg.getvalue())
+        aside.replace(file)
+        files.append(file)
     return files
-
-
-if __name__ == "__main__":
-    for written in write_sheets(Path(sys.argv[1])):
-        print(written)

@@ -36,6 +36,8 @@ def draw_sky(canvas: Canvas, horizon: float) -> None:
             _draw_moon(canvas)
         else:
             _draw_sun(canvas, horizon)
+    elif weather == "fog":
+        _draw_veiled_disc(canvas)
     if weather == "rainbow":
         _draw_rainbow(canvas, horizon)
 
@@ -48,7 +50,7 @@ def _draw_stars(canvas: Canvas, horizon: float) -> None:
         canvas.circle(x, y, canvas.uniform(0.45, 0.95), paint((1, 1, 0.95), alpha))
     for _ in range(canvas.integer(8, 18)):
         x, y = canvas.uniform(0, EXTENT), canvas.uniform(0, horizon * 0.8)
-        radius = canvas.uniform(1.0, 1.6)
+        radius = canvas.uniform(1.0, 1.6) + (0.7 if canvas.is_line_style else 0)
         canvas.glow(x, y, radius * 4.5, (0.8, 0.88, 1), 0.7)
         canvas.circle(x, y, radius, paint((1, 1, 0.97)))
 
@@ -77,9 +79,11 @@ def _draw_aurora(canvas: Canvas, horizon: float) -> None:
     base, top = canvas.choice(AURORA_COLOURS)
     y = np.linspace(0, 1, rows)[:, None]
     light = np.zeros((rows, columns, 3))
+    above_peaks = canvas.scene.setting in ("lake", "mountains")
+    lowest, highest = (0.3, 0.55) if above_peaks else (0.5, 0.85)
     for _ in range(canvas.integer(2, 3)):
         folds = fractal_noise(canvas.rng, columns, 3)
-        foot = canvas.uniform(0.5, 0.85) + folds * canvas.uniform(0.1, 0.16)
+        foot = canvas.uniform(lowest, highest) + folds * canvas.uniform(0.1, 0.16)
         rays = np.clip(0.55 + 0.5 * fractal_noise(canvas.rng, columns, 6, 0.8), 0.1, 1)
         height = canvas.uniform(0.4, 0.6) * (0.75 + 0.4 * rays)
         up = (foot[None, :] - y) / height[None, :]
@@ -117,6 +121,16 @@ def _draw_sun(canvas: Canvas, horizon: float) -> None:
     canvas.glow(x, y, radius * 9, palette.glow, 0.5 if palette.time != "day" else 0.4)
     canvas.glow(x, y, radius * 3, palette.sun, 0.55)
     canvas.circle(x, y, radius, paint(mix(palette.sun, (1, 1, 1), 0.25)))
+
+
+def _draw_veiled_disc(canvas: Canvas) -> None:
+    """The sun or moon behind fog: a pale disc without an edge, in a wide halo. At dusk the sun is gone."""
+    x, y, palette = canvas.sun_x, canvas.sun_y, canvas.palette
+    if palette.time == "dusk":
+        return
+    radius = {"day": 11, "dawn": 16, "sunset": 18}.get(palette.time, 14)
+    canvas.glow(x, y, radius * 7, mix(palette.glow, palette.haze, 0.2), 0.5)
+    canvas.circle(x, y, radius, paint(mix(palette.sun, (1, 1, 1), 0.3), 0.6, blur=radius * 0.16))
 
 
 def _draw_rainbow(canvas: Canvas, horizon: float) -> None:

@@ -20,6 +20,8 @@ Floats = NDArray[np.floating[Any]]
 WATERCOLOR_PAPER = (0.985, 0.975, 0.95)
 SKETCH_PAPER = (0.985, 0.97, 0.94)
 GRAPHITE = (0.14, 0.14, 0.18)
+SPECK = np.array([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]], np.uint8)
+"""The largest bright spot that a pencil sketch leaves without an outline."""
 
 
 def apply_style(pixels: Pixels, style: Style, rng: np.random.Generator) -> Pixels:
@@ -69,10 +71,13 @@ def _distance_to_edge(x: Floats, y: Floats) -> Floats:
 
 
 def _pixel_art(pixels: Pixels) -> Pixels:
-    """A quarter of the resolution in 28 colours."""
+    """A quarter of the resolution in 28 colours, spread so that a small bright thing has its own; nights are lifted."""
     side = pixels.shape[0]
-    small = cv2.resize(pixels, (side // 4, side // 4), interpolation=cv2.INTER_AREA)
-    reduced = np.array(Image.fromarray(small).quantize(28, dither=Image.Dither.NONE).convert("RGB"))
+    small = _as_floats(cast("Pixels", cv2.resize(pixels, (side // 4, side // 4), interpolation=cv2.INTER_AREA)))
+    small = np.clip(small + (small - small.mean(-1, keepdims=True)) * 0.2, 0, 1)
+    lifted = _as_pixels(small ** min(1, 0.65 + 0.8 * float(small.mean())))
+    palette = Image.fromarray(lifted).quantize(28, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    reduced = np.array(palette.convert("RGB"))
     return cast("Pixels", cv2.resize(reduced, (side, side), interpolation=cv2.INTER_NEAREST))
 
 
@@ -104,23 +109,27 @@ def _watercolor(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def _pencil_sketch(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Graphite lines along edges, soft tone in the shadows and a light tooth, on cream paper.
 
-    The lines are two pixels wide and the tooth is faint: finer marks would be lost to an autoencoder.
+    The lines are two pixels wide and the tooth is faint: finer marks would be lost to an autoencoder. Night is a
+    shaded sky, out of which stars, moon, aurora and lit windows are left as paper.
     """
     side = pixels.shape[0]
     gray = cast("Floats", cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)).astype(np.float32) / 255
+    darkness = max(0.0, 0.45 - float(gray.mean())) / 0.45
     low, high = np.percentile(gray, (1, 99))
     gray = np.clip((gray - low) / max(0.3, high - low), 0, 1)
     if gray.mean() < 0.45:
-        gray = gray**0.55
+        gray = gray ** (0.55 + 0.1 * darkness)
     calm = cast("Pixels", cv2.bilateralFilter(pixels, 7, 30, 5))
-    soft = _blurred(_as_floats(calm), 1.3)
+    without_specks = cv2.morphologyEx(calm, cv2.MORPH_OPEN, SPECK)  # Stars, flakes and rain are left as paper
+    soft = _blurred(_as_floats(cast("Pixels", without_specks)), 1.3)
     slope_x, slope_y = (cast("Floats", cv2.Sobel(soft, cv2.CV_32F, dx, dy, ksize=3)) for dx, dy in ((1, 0), (0, 1)))
-    lines = np.clip(np.hypot(slope_x, slope_y).max(-1) * 1.9 - 0.14, 0, 1)
+    lines = np.clip(np.hypot(slope_x, slope_y).max(-1) * (1.9 + darkness) - 0.16, 0, 1)
     white_noise = rng.normal(0, 1, (side, side)).astype(np.float32)
     tooth = _blurred(white_noise, 1.3)
     tooth /= tooth.std()
-    tone = _blurred(np.clip(0.92 - gray, 0, 1), 2.2)
-    lightness = 1 - lines * 0.82 - tone * 0.42 * (1 + 0.1 * tooth)
+    specks = _blurred(gray - cast("Floats", cv2.morphologyEx(gray, cv2.MORPH_OPEN, SPECK)), 0.7)
+    tone = _blurred(np.clip(0.92 - gray, 0, 1), 1.6) * np.clip(1 - 5 * specks, 0, 1) + 0.06 * (specks > 0.05)
+    lightness = 1 - lines * 0.75 * (1 - 0.6 * darkness * gray) - tone * (0.42 + 0.5 * darkness) * (1 + 0.07 * tooth)
     x, y = _pixel_grid(side)
     ragged = _blurred(white_noise, 9)
     ragged /= ragged.std()
@@ -169,14 +178,26 @@ def _brush_strokes(pixels: Pixels, width: int, rng: np.random.Generator) -> Pixe
 
 
 def _neon(pixels: Pixels) -> Pixels:
-    """Edges as glowing tubes in the picture's own hues, over a dim violet ghost of it."""
+    """Strong edges as glowing tubes in the picture's own hues, over a dim violet ghost of it.
+
+    Inside its tubes a thing glows faintly in what sets it off from its surroundings, so that a red house by day is
+    red, and the sun and an aurora are lights. White things have white tubes.
+    """
     image = _as_floats(pixels)
-    edges = np.abs(cv2.Laplacian(_blurred(image, 1.0), cv2.CV_32F, ksize=3))
-    edges = np.clip(_blurred(edges, 0.7) * 5, 0, 1)
+    edges = np.abs(cv2.Laplacian(_blurred(image, 1.2), cv2.CV_32F, ksize=3))
+    edges = np.clip(_blurred(edges, 0.9) * 7 - 0.16, 0, 1)
     hsv = cast("Pixels", cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)).astype(np.float32)
-    hsv[..., 1] = np.clip(hsv[..., 1] * 1.6 + 70, 0, 255)
+    hsv[..., 1] = np.clip(hsv[..., 1] * 2.6 - 15, 0, 255)
     hsv[..., 2] = 255
     gas = cast("Pixels", cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)).astype(np.float32) / 255
-    ghost = image * 0.16 * np.array([0.7, 0.55, 1.2]) + np.array([0.02, 0.01, 0.06])
+    ghost = image * np.array([0.15, 0.12, 0.24]) + np.array([0.02, 0.01, 0.06])
+    own_light = np.clip((image - _surroundings(image)).max(-1, keepdims=True), 0, 1)
     tubes = gas * edges.max(-1, keepdims=True)
-    return _as_pixels(ghost + tubes * 0.9 + _blurred(tubes, 4) * 0.9)
+    return _as_pixels(ghost + gas * own_light * 0.8 + tubes * 0.9 + _blurred(tubes, 4) * 0.8)
+
+
+def _surroundings(image: Floats) -> Floats:
+    """The picture without anything smaller than a third of it: blurred at an eighth of its size."""
+    side = image.shape[0]
+    small = cv2.resize(image, (side // 8, side // 8), interpolation=cv2.INTER_AREA)
+    return cast("Floats", cv2.resize(_blurred(small, side / 64), (side, side), interpolation=cv2.INTER_LINEAR))

@@ -163,11 +163,14 @@ def draw_grass(
 
 
 def _draw_flower(canvas: Canvas, x: float, y: float, size: float, petal: Rgb) -> None:
-    """Five petals where there is room for them, else a dot."""
+    """Five petals where there is room for them, else a dot; a disc where petals would be lost."""
     if size <= 1.6:
         canvas.oval(x, y, size * 0.8, size * 0.6, paint(petal))
         return
     turn = canvas.uniform(0, 6)
+    if canvas.is_line_style:
+        canvas.circle(x, y, size, paint(petal))
+        return
     for index in range(5):
         angle = turn + index * 1.257
         petal_x, petal_y = x + math.cos(angle) * size * 0.75, y + math.sin(angle) * size * 0.55
@@ -185,8 +188,8 @@ def draw_road(canvas: Canvas, ground: Ground) -> None:
     for index in range(14):
         along = index / 13
         road_y = y + (258 - y) * along
-        centre = start_x + (end_x - start_x) * along * along + 9 * math.sin(along * 5 + phase) * along
-        half = 1 + 26 * along**1.3
+        centre = start_x + (end_x - start_x) * along * along + 13 * math.sin(along * 5.5 + phase) * along
+        half = 1.2 + 19 * along**1.5
         left.append((centre - half, road_y))
         right.append((centre + half, road_y))
     shading = vertical_gradient(y, 256, [canvas.lit("#e0cfa4", 1, 0.15), canvas.lit("#cdb482", 0.85)])

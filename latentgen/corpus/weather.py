@@ -15,9 +15,9 @@ def draw_falling_weather(canvas: Canvas) -> None:
     elif canvas.weather == "snow":
         _draw_snowfall(canvas)
     elif canvas.weather == "fog":
-        draw_fog_banks(canvas, 90, 250, 0.75)
+        draw_fog_banks(canvas, 165, 262, 1.0)
         whiteness = 0.35 if canvas.palette.time != "night" else 0.15
-        canvas.rect(0, 0, EXTENT, EXTENT, paint(mix(canvas.palette.haze, (0.92, 0.94, 0.96), whiteness), 0.22))
+        canvas.rect(0, 0, EXTENT, EXTENT, paint(mix(canvas.palette.haze, (0.92, 0.94, 0.96), whiteness), 0.18))
 
 
 def _draw_rain(canvas: Canvas, drops: int) -> None:
@@ -38,7 +38,8 @@ def _draw_snowfall(canvas: Canvas) -> None:
         for _ in range(count):
             x, y = canvas.uniform(0, EXTENT), canvas.uniform(0, EXTENT)
             flake = paint((1, 1, 1), canvas.uniform(0.7, 0.98), blur=blur)
-            canvas.circle(x, y, canvas.uniform(low, high), flake)
+            radius = canvas.uniform(low, high)
+            canvas.circle(x, y, min(radius, 2.3) if canvas.is_line_style else radius, flake)
 
 
 def draw_wet_ground(canvas: Canvas, top: float) -> None:
@@ -62,10 +63,11 @@ def draw_drop_ring(canvas: Canvas, x: float, y: float, radius: float, colour: Rg
 
 def draw_rain_on_water(canvas: Canvas, top: float, bottom: float) -> None:
     """Rings of raindrops all over a water surface, larger towards the viewer."""
-    for _ in range(38):
+    for index in range(38):
         closeness = canvas.uniform(0, 1)
         x, y = canvas.uniform(0, EXTENT), top + 4 + (bottom - top - 8) * closeness
-        draw_drop_ring(canvas, x, y, 2.5 + 6 * closeness, canvas.palette.haze)
+        if index % 2:  # All of them would be a texture, not rings
+            draw_drop_ring(canvas, x, y, 3.5 + 6 * closeness, canvas.palette.haze)
 
 
 def draw_reflecting_puddle(canvas: Canvas, x: float, y: float, width: float, height: float) -> None:
@@ -80,6 +82,8 @@ def draw_fog_banks(canvas: Canvas, top: float, bottom: float, alpha: float) -> N
     """Five soft banks somewhere between two heights."""
     colour = canvas.palette.haze
     whiteness = 0.3 if canvas.palette.time != "night" else 0.22
+    if canvas.weather == "fog" and canvas.palette.time in ("dusk", "night"):
+        whiteness = 0.38  # Moonlit: else dark fog is only darkness
     colour = mix(colour, (0.9, 0.93, 0.96), whiteness)
     for _ in range(5):
         x, y = canvas.uniform(-20, 276), canvas.uniform(top, bottom)

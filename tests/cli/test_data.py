@@ -179,3 +179,13 @@ def test_large_sets_are_decoded_as_they_are_needed(cli: Cli, data: Path, monkeyp
     assert not list(Path("streamed").glob("cache/pixels-*"))
     weights = [Path(run, "model/vae/diffusion_pytorch_model.safetensors").read_bytes() for run in ("run", "streamed")]
     assert weights[0] == weights[1]
+
+
+def test_contact_sheets_are_drawn_or_refused(cli: Cli, tmp_path: Path) -> None:
+    drawn = cli("data", "sheet", "styles", "--out", "sheets")
+    assert (drawn.code, drawn.out) == (0, "sheets/corpus-styles.jpg\n"), drawn.err
+    with Image.open(tmp_path / "sheets" / "corpus-styles.jpg") as page:
+        assert page.format == "JPEG"
+    refused = cli("data", "sheet", "all", "--out", "other")
+    assert_refused(refused, "no contact sheet 'all'; there are nouns, weathers, styles, counts, records")
+    assert not (tmp_path / "other").exists()

@@ -230,6 +230,13 @@ def test_a_fixed_share_of_training_captions_has_one_typo() -> None:
     assert held_out == captioned(sample_hero_scene, 200, "held_out", typos=True)
 
 
+def test_the_sky_of_a_night_is_not_called_gray() -> None:
+    pairs = captioned(sample_hero20_scene, 1500)
+    gray = re.compile("gr[ae]y (sky|clouds)")
+    assert not [text for scene, text in pairs if scene.time == "night" and gray.search(text)]
+    assert [text for scene, text in pairs if scene.time == "sunset" and gray.search(text)]
+
+
 def _tables() -> list[tuple[str, tuple[str, ...]]]:
     tables: list[tuple[str, tuple[str, ...]]] = [
         ("order", wordings.SENTENCE_ORDERS),

@@ -14,11 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentgen.corpus.canvas import Canvas
 from latentgen.corpus.colour import multiply, paint_colour
 from latentgen.corpus.compose import render_scene
 from latentgen.corpus.hero_scenes import sample_hero_scene
+from latentgen.corpus.paint import paint
 from latentgen.corpus.palettes import PALETTES, lifted_for_subject
-from latentgen.corpus.scene import Category, Drawing, Noun, SceneSpec, Subject
+from latentgen.corpus.scene import Category, Drawing, Noun, SceneSpec, Setting, Style, Subject, TimeOfDay, Weather
 
 SHEET = Path(__file__).with_name("corpus_golden.png")
 THUMBNAIL_PX = 16
@@ -139,6 +141,80 @@ def test_a_colour_is_the_same_in_every_light() -> None:
             hue = colorsys.rgb_to_hsv(*lit)[0] * 360
             hue = hue - 360 if hue > 330 else hue
             assert low <= hue <= high, (colour, time, hue)
+
+
+def _sky_at(weather: Weather, time: TimeOfDay = "sunset", seed: int = 3) -> NDArray[np.float64]:
+    """The upper 96 rows of the sky over a sea, by row: (96, 3)."""
+    scene = SceneSpec("sea", time, _subject("sailboat", "water", "white"), weather, size="small")
+    return render_scene(scene, seed)[:96, 200:].astype(float).mean(1)
+
+
+def _colourfulness(rows: NDArray[np.float64]) -> float:
+    return float((rows.max(1) - rows.min(1)).mean())
+
+
+@pytest.mark.parametrize("weather", ["overcast", "rain", "storm", "snow"])
+def test_a_closed_sky_at_sunset_is_gray(weather: Weather) -> None:
+    """A caption may say "gray clouds" at any hour but night: at sunset too the clouds are gray, not orange."""
+    for seed in (3, 4, 5):
+        closed, clear = (_colourfulness(_sky_at(each, seed=seed)[:64]) for each in (weather, "clear"))
+        assert closed < 25 < 40 < clear, seed
+
+
+def test_fog_at_night_is_pale() -> None:
+    assert _sky_at("fog", "night").mean() > 1.5 * _sky_at("clear", "night").mean()
+
+
+@pytest.mark.parametrize("setting", ["lake", "sea"])
+def test_an_aurora_is_not_hidden_by_mountains(setting: Setting) -> None:
+    for seed in range(4):
+        balloon = _subject("balloon", "air", "red")
+        dark, lit = (
+            render_scene(SceneSpec(setting, "night", balloon, weather, side="left", size="small"), seed, 128)[:64, 64:]
+            for weather in ("clear", "aurora")
+        )
+        green = lit[..., 1].astype(float) - lit[..., 0]
+        assert np.percentile(green, 97) > np.percentile(dark[..., 1].astype(float) - dark[..., 0], 97) + 20, seed
+
+
+@pytest.mark.parametrize(("style", "is_drawn"), [("flat", True), ("neon", False), ("pencil sketch", False)])
+def test_styles_of_lines_leave_fine_detail_out(style: Style, is_drawn: bool) -> None:
+    scene = SceneSpec("meadow", "day", _subject("house", "building"), style=style)
+    canvas = Canvas(scene, PALETTES["day"][0], np.random.default_rng(0), 256, None)
+    canvas.circle(40, 40, 1.2, paint("#ffffff"))
+    canvas.line(60, 60, 100, 60, paint("#ffffff", stroke=0.8))
+    canvas.oval(150, 150, 8, 0.6, paint("#ffffff"))
+    assert bool(canvas.pixels().any()) == is_drawn
+    canvas.circle(40, 40, 2.5, paint("#ffffff"))
+    assert canvas.pixels().any()
+
+
+@pytest.mark.parametrize("time", ["day", "night"])
+def test_neon_keeps_the_colour_of_a_thing(time: TimeOfDay) -> None:
+    red, blue = (
+        render_scene(SceneSpec("sea", time, _subject("sailboat", "water", colour), style="neon", size="large"), 1)
+        for colour in ("red", "blue")
+    )
+    difference = red.astype(int) - blue
+    sail = np.abs(difference).sum(-1) > 60
+    assert sail.mean() > 0.05
+    assert difference[sail][:, 0].mean() > 30
+    assert difference[sail][:, 2].mean() < -30
+
+
+def test_pixel_art_keeps_the_moon_white() -> None:
+    for seed in range(3):
+        scene = SceneSpec("sea", "night", _subject("palm", "plant"), style="pixel art", side="left", size="small")
+        assert render_scene(scene, seed).min(-1).max() > 190
+
+
+@pytest.mark.parametrize("drawing", ["pine", "palm", "cactus", "round", "cherry", "autumn", "birch"])
+def test_a_large_plant_stays_inside_the_picture(drawing: Drawing) -> None:
+    """The topmost rows show the smooth wall of the studio and nothing else."""
+    for seed in range(3):
+        scene = SceneSpec("studio", "day", _subject(drawing, "plant"), size="large", backdrop="white")
+        top = render_scene(scene, seed, 128)[:2].astype(int)
+        assert np.abs(np.diff(top, axis=1)).max() < 8, seed
 
 
 @pytest.mark.parametrize("drawing", ["house", "barn"])

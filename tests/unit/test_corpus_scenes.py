@@ -10,6 +10,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from latentgen.corpus import compose
+from latentgen.corpus.canvas import EXTENT, Canvas
 from latentgen.corpus.captions import caption
 from latentgen.corpus.compose import render_scene
 from latentgen.corpus.hero_scenes import (
@@ -25,6 +27,7 @@ from latentgen.corpus.sampling import sample_scene
 from latentgen.corpus.scene import Drawing, Noun, SceneSpec, Setting, Side, Style, Subject, Weather
 from latentgen.corpus.splits import ALWAYS_HELD_OUT, ALWAYS_TRAINED, held_out_pairs
 from latentgen.corpus.sprites import HUES
+from latentgen.corpus.subjects import Figure
 from latentgen.corpus.vocabulary import all_nouns, nouns_by_category
 from latentgen.errors import InputError
 
@@ -60,7 +63,7 @@ def test_vocabulary_has_every_noun_it_promises() -> None:
 
 
 def test_the_first_scenes_of_the_corpus_stay_the_same() -> None:
-    """A seed stands for a scene: these were written down when corpus version 2 was made."""
+    """A seed stands for a scene: these were written down when corpus version 2 was made; 3 kept them."""
     scene = sample_scene(np.random.default_rng(5))
     wanted = "a blue cupcake to the left of a loaf of bread at sunset on a table by a window, poster"
     assert caption(scene, np.random.default_rng([5, 0])) == wanted
@@ -189,6 +192,23 @@ def test_a_label_of_a_side_is_where_the_subject_is_drawn(setting: Setting, side:
         position = SceneSpec(setting, "day", (Subject(LIGHTHOUSE),), side=side).position(0)
         bounds = {"left": (0, 0.42), "centre": (0.33, 0.67), "right": (0.58, 1), None: (0, 1)}[position]
         assert bounds[0] < middle < bounds[1], (setting, middle)
+
+
+def test_heroes_are_drawn_in_the_third_that_their_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their size: a castle that reaches over the middle is not called "on the left"."""
+    middles: list[float] = []
+
+    def note(canvas: Canvas, figure: Figure, x: float, *_rest: object, **_options: object) -> None:
+        middles.append(x / EXTENT)
+
+    monkeypatch.setattr(compose, "draw_figure", note)
+    at_a_side = [scene for scene in sampled_heroes20() if scene.side is not None]
+    for seed, scene in enumerate(at_a_side[:80]):
+        middles.clear()
+        render_scene(scene, seed, 16)
+        assert len(middles) == 1
+        low, high = {"left": (0, 1 / 3), "right": (2 / 3, 1)}[scene.side or ""]
+        assert low <= middles[0] <= high, (scene.subjects[0].noun.name, scene.setting, scene.size, middles[0])
 
 
 def test_share_of_held_out_scenes() -> None:

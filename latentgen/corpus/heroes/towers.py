@@ -10,7 +10,7 @@ from latentgen.corpus.colour import Rgb, paint_colour, parse_hex, shade
 from latentgen.corpus.heroes.parts import LightSources, contact_shadow
 from latentgen.corpus.paint import horizontal_gradient, outline, paint, polygon
 
-CASTLE_STONE = {"gray": "#a9a7a5", "white": "#f1ede4", "brown": "#b08a60", "pink": "#efb6c4", "blue": "#9db6e4"}
+CASTLE_STONE = {"gray": "#989a9f", "white": "#f4f1ea", "brown": "#a67a4c", "pink": "#f09cb4", "blue": "#6c95e0"}
 SNOW = "#f4f8fd"
 
 

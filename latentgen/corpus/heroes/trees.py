@@ -8,29 +8,44 @@ from typing import Literal
 import skia
 
 from latentgen.corpus.canvas import Canvas, SideLight
-from latentgen.corpus.colour import mix, parse_hex, shade
+from latentgen.corpus.colour import Rgb, mix, parse_hex, shade
 from latentgen.corpus.paint import outline, paint, polygon, vertical_gradient
 
 TreeKind = Literal["pine", "palm", "cactus", "round", "autumn", "cherry", "birch"]
 SNOW = "#f4f8fd"
 
-FOLIAGE_BLOBS = (
-    (0, -0.66, 0.2),
-    (-0.17, -0.6, 0.16),
-    (0.17, -0.6, 0.16),
-    (-0.1, -0.76, 0.15),
-    (0.11, -0.77, 0.15),
-    (0, -0.84, 0.13),
-    (-0.24, -0.68, 0.1),
-    (0.25, -0.69, 0.1),
-    (0, -0.56, 0.15),
-)
-"""Crown of a broad-leaved tree: x, y and radius of its blobs, in tree heights from the foot."""
+Blob = tuple[float, float, float]
+"""x, y and radius: of a crown's layout in tree heights from the foot, of a drawn crown in the canvas's units."""
+CROWNS: dict[str, tuple[Blob, ...]] = {
+    "round": (
+        (0, -0.63, 0.2), (-0.2, -0.57, 0.17), (0.2, -0.57, 0.17), (-0.13, -0.75, 0.17), (0.14, -0.76, 0.17),
+        (0, -0.84, 0.14), (-0.31, -0.62, 0.12), (0.32, -0.63, 0.12), (0, -0.55, 0.16),
+    ),
+    "cherry": (
+        (0, -0.74, 0.16), (-0.19, -0.68, 0.15), (0.19, -0.68, 0.15), (-0.11, -0.83, 0.13), (0.12, -0.84, 0.13),
+        (-0.33, -0.62, 0.13), (0.34, -0.63, 0.13), (-0.36, -0.5, 0.08), (0.37, -0.51, 0.08),
+    ),
+    "autumn": (
+        (0, -0.62, 0.19), (-0.15, -0.56, 0.15), (0.15, -0.56, 0.15), (-0.12, -0.73, 0.15), (0.12, -0.74, 0.15),
+        (0, -0.86, 0.13), (-0.22, -0.65, 0.11), (0.23, -0.66, 0.11), (0, -0.52, 0.14),
+    ),
+    "birch": (
+        (0, -0.66, 0.2), (-0.17, -0.6, 0.16), (0.17, -0.6, 0.16), (-0.1, -0.76, 0.15), (0.11, -0.77, 0.15),
+        (0, -0.84, 0.13), (-0.24, -0.68, 0.1), (0.25, -0.69, 0.1), (0, -0.56, 0.15),
+    ),
+}  # fmt: skip
+"""Crowns of broad-leaved trees: an oak is broad, a cherry an umbrella, an autumn tree rather tall."""
+TRUNK_WIDTHS = {"round": 1.45, "cherry": 1.15}
+"""In widths of the other trees' trunks."""
+CLOSE = 40.0
+"""From this height on, a tree shows its boughs, clumps of leaves, and what has fallen from it."""
+GOLDEN_ANGLE = 2.39996
+"""Spreads clumps evenly without a draw of chance (radians)."""
 
 
 def draw_tree(canvas: Canvas, x: float, y: float, height: float, kind: TreeKind, haze: float = 0) -> None:
     """A tree whose foot is at y; a pine carries snow where the scene does."""
-    reach = height * (0.75 if kind == "palm" else 0.5)
+    reach = height * (0.75 if kind == "palm" else 0.62)
     with canvas.lit_layer(
         haze=haze,
         light=0.92,
@@ -156,7 +171,7 @@ def _draw_broadleaf(canvas: Canvas, x: float, y: float, height: float, kind: Tre
     leaves = parse_hex(canvas.choice(FOLIAGE[kind]))
     bark = "#e8e4da" if kind == "birch" else canvas.choice(["#6b4a34", "#5a4030", "#7a5a40"])
     breadth = canvas.uniform(0.9, 1.25) * (0.7 if kind == "birch" else 1)
-    canvas.path(_trunk_path(x, y, height), paint(bark))
+    canvas.path(_trunk_path(x, y, height, TRUNK_WIDTHS.get(kind, 1)), paint(bark))
     if kind == "birch":
         for _ in range(5):
             mark_y = y - canvas.uniform(0.03, 0.5) * height
@@ -171,26 +186,79 @@ def _draw_broadleaf(canvas: Canvas, x: float, y: float, height: float, kind: Tre
             y + (dy + canvas.uniform(-0.035, 0.035)) * height,
             radius * canvas.uniform(0.88, 1.12) * height * (0.85 if kind == "birch" else 1),
         )
-        for dx, dy, radius in FOLIAGE_BLOBS
+        for dx, dy, radius in CROWNS[kind]
     ]
     side = canvas.sun_side
     for blob_x, blob_y, radius in blobs:
         canvas.circle(blob_x, blob_y + radius * 0.12, radius, paint(shade(leaves, 0.7)))
+    tints = _tints(leaves, kind)
+    for index, (blob_x, blob_y, radius) in enumerate(blobs):
+        tint = paint(tints[index % len(tints)])
+        canvas.circle(blob_x + side * radius * 0.1, blob_y - radius * 0.06, radius * 0.88, tint)
+    if height >= CLOSE:
+        opacity = 0.5 if kind == "cherry" else 0.3
+        branch = paint(shade(parse_hex(bark), 0.8), opacity, stroke=height * 0.018)
+        _draw_boughs(canvas, x, y, height, blobs, branch)
     for blob_x, blob_y, radius in blobs:
-        canvas.circle(blob_x + side * radius * 0.1, blob_y - radius * 0.06, radius * 0.88, paint(leaves))
-    for blob_x, blob_y, radius in blobs:
-        sunlit = paint(mix(leaves, (1, 1, 0.8), 0.3), 0.75, blur=radius * 0.12)
+        sunlit = paint(mix(leaves, (1, 1, 0.8), 0.3), 0.6 if kind == "autumn" else 0.75, blur=radius * 0.12)
         canvas.circle(blob_x + side * radius * 0.26, blob_y - radius * 0.26, radius * 0.52, sunlit)
+    if height >= CLOSE:
+        _draw_clumps(canvas, height, blobs, tints)
+        if kind in ("autumn", "cherry") and not canvas.snow_covered:
+            _draw_fallen(canvas, x, y, height, tints)
     if canvas.snow_covered:
         for blob_x, blob_y, radius in blobs[3:6]:
             canvas.oval(blob_x, blob_y - radius * 0.62, radius * 0.75, radius * 0.34, paint(SNOW, 0.95))
 
 
-def _trunk_path(x: float, y: float, height: float) -> skia.Path:
-    fork_y = y - height * 0.55
+def _tints(leaves: Rgb, kind: TreeKind) -> tuple[Rgb, ...]:
+    """The colours of one crown: an autumn tree has all of the season's, a cherry paler and deeper pinks."""
+    if kind == "autumn":
+        return (leaves, *(mix(leaves, parse_hex(other), 0.6) for other in FOLIAGE["autumn"]))
+    if kind == "cherry":
+        return leaves, mix(leaves, (1, 1, 1), 0.3), mix(leaves, (0.92, 0.42, 0.6), 0.22)
+    return leaves, shade(leaves, 1.1), shade(leaves, 0.9)
+
+
+def _draw_boughs(canvas: Canvas, x: float, y: float, height: float, blobs: list[Blob], branch: skia.Paint) -> None:
+    """Branches from the fork into the crown, half hidden by its leaves."""
+    for blob_x, blob_y, radius in blobs[1:7]:
+        bough = outline(
+            (x, y - height * 0.42),
+            (x + (blob_x - x) * 0.3, y - height * 0.58, blob_x, blob_y + radius * 0.2),
+            closed=False,
+        )
+        canvas.path(bough, branch)
+
+
+def _draw_clumps(canvas: Canvas, height: float, blobs: list[Blob], tints: tuple[Rgb, ...]) -> None:
+    """Clumps of leaves or blossom all over the crown, lighter on the sun's side of each blob."""
+    size = height * 0.03
+    for index, (blob_x, blob_y, radius) in enumerate(blobs):
+        for clump in range(5):
+            angle, distance = (index * 5 + clump) * GOLDEN_ANGLE, radius * (0.35 + 0.12 * clump)
+            dx, dy = math.cos(angle), math.sin(angle)
+            towards_light = dx * canvas.sun_side - dy
+            tint = tints[(index + clump) % len(tints)]
+            colour = mix(tint, (1, 1, 0.9), 0.28) if towards_light > 0 else shade(tint, 0.88)
+            place = blob_x + dx * distance, blob_y + dy * distance
+            canvas.oval(*place, size * (0.8 + 0.12 * clump), size * 0.75, paint(colour, 0.55))
+
+
+def _draw_fallen(canvas: Canvas, x: float, y: float, height: float, tints: tuple[Rgb, ...]) -> None:
+    """Leaves or petals on the ground about the foot."""
+    for index in range(18):
+        angle, reach = index * GOLDEN_ANGLE, height * 0.42 * math.sqrt((index + 1) / 18)
+        place = x + math.cos(angle) * reach, y + height * 0.012 + math.sin(angle) * reach * 0.1
+        canvas.oval(*place, height * 0.02, height * 0.011, paint(tints[index % len(tints)], 0.9))
+
+
+def _trunk_path(x: float, y: float, height: float, width: float) -> skia.Path:
+    """A trunk that widens towards its foot; `width` 1 is 0.13 tree heights there."""
+    fork_y, foot, waist, fork = y - height * 0.55, height * 0.065 * width, height * 0.03 * width, height * 0.026 * width
     return outline(
-        (x - height * 0.065, y),
-        (x - height * 0.03, y - height * 0.25, x - height * 0.026, fork_y),
-        (x + height * 0.026, fork_y),
-        (x + height * 0.03, y - height * 0.25, x + height * 0.065, y),
+        (x - foot, y),
+        (x - waist, y - height * 0.25, x - fork, fork_y),
+        (x + fork, fork_y),
+        (x + waist, y - height * 0.25, x + foot, y),
     )

@@ -139,7 +139,7 @@ def draw_cliff_sea(canvas: Canvas, horizon: float) -> Stage:
     draw_water(canvas, horizon)
     inland = _land_side(canvas)
     centred = canvas.scene.is_single and canvas.scene.side is None
-    x = 128 + inland * (canvas.uniform(0, 16) if centred else canvas.uniform(42, 56))
+    x = 128 + inland * (canvas.uniform(0, 16) if centred else canvas.uniform(45, 58))
     feet, waters = (horizon + 34, horizon + 40), (horizon + 36, horizon + 58)
     return Stage("cliff", horizon, feet, flat_at(horizon), preferred_x=x, waters=waters, inland=inland)
 

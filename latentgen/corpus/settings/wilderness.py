@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from latentgen.corpus.canvas import EXTENT, Canvas
-from latentgen.corpus.colour import mix, parse_hex, shade
+from latentgen.corpus.colour import Rgb, mix, parse_hex, shade
 from latentgen.corpus.heroes.trees import draw_tree
-from latentgen.corpus.paint import ADD_LIGHT, packed, paint, polygon, smooth_curve, vertical_gradient
+from latentgen.corpus.paint import ADD_LIGHT, outline, packed, paint, polygon, vertical_gradient
 from latentgen.corpus.settings.stage import Stage, flat_at
 from latentgen.corpus.terrain import Ground, draw_grass, draw_hill, ridge_line
 from latentgen.corpus.weather import draw_fog_banks
@@ -52,22 +52,31 @@ def _draw_dune_row(canvas: Canvas, horizon: float, sand: str, nearness: float) -
     shading = vertical_gradient(y - amplitude, y + 50, [canvas.lit(sand, 1, haze), canvas.lit(sand, 0.65, haze * 0.7)])
     canvas.path(dunes, paint(shader=shading))
     with canvas.clipped(dunes):
-        side = canvas.sun_side
         for index in range(-2, 5):
             x = (index * math.pi - phase) / frequency
             if not -60 < x < 320:
                 continue
-            top = ground(x)
-            lee = [
-                (x, top - 1),
-                (x - side * amplitude * 0.6, top + amplitude * 0.9),
-                (x - side * amplitude * 0.3, top + amplitude * 2.2),
-                (x - side * amplitude * 1.8, top + amplitude * 3.6),
-                (x - side * amplitude * 6, top + amplitude * 4),
-                (x - side * amplitude * 7, top),
-            ]
-            canvas.path(smooth_curve(lee), paint(canvas.lit(sand, 0.05, haze), 0.5, blur=0.6))
+            _draw_lee_side(canvas, x, ground, 1.57 / frequency, canvas.lit(sand, 0.05, haze))
     return ground
+
+
+def _draw_lee_side(canvas: Canvas, x: float, ground: Ground, length: float, shadow: Rgb) -> None:
+    """The shaded side of the dune with its summit at x: an S-shaped edge runs down from it, away from the sun."""
+    away, top = -canvas.sun_side, ground(x)
+    crest = [(x + away * length * step / 8, ground(x + away * length * step / 8) - 1) for step in range(9)]
+    foot = ground(x + away * length) + length * 0.16
+    lee = outline(
+        (x, top - 1),
+        (
+            *(x + away * length * 0.24, top + (foot - top) * 0.3),
+            *(x - away * length * 0.1, top + (foot - top) * 0.75),
+            *(x + away * length * 0.42, foot),
+        ),
+        (x + away * length * 0.8, foot + 2, *crest[-1]),
+        *reversed(crest[1:-1]),
+    )
+    shading = vertical_gradient(top, foot, [packed(shadow, 0.6), packed(shadow, 0.12)])
+    canvas.path(lee, paint(shader=shading, blur=0.6))
 
 
 def draw_forest(canvas: Canvas, _horizon: float) -> Stage:
