@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from latentgen.checkpoints.io import (
     write_tensors,
 )
 from latentgen.checkpoints.keymap import published_text_encoder, published_vae
-from latentgen.checkpoints.layout import WEIGHTS
+from latentgen.checkpoints.layout import VOCABULARY, WEIGHTS
 from latentgen.checkpoints.pickles import copy_tensors
 from latentgen.checkpoints.single_file import (
     MODEL_PARTS,
@@ -48,6 +48,7 @@ from latentgen.checkpoints.single_file import (
 )
 from latentgen.config import ModelConfig
 from latentgen.errors import InputError, ModelLoadError
+from latentgen.jsonfile import read_json
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
 from latentgen.models.unet import UNet
@@ -64,6 +65,8 @@ class Source:
     tokenizer: Tokenizer
     read: Callable[[ModelPart], dict[str, Tensor]]
     place: Path
+    vocabulary: dict[str, Any] | None = None
+    """Of a folder that has one; a single file cannot hold it."""
 
     def part(self, name: ModelPart, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """A part's tensors in `dtype`, after checking that they are its network's. Raises ModelLoadError."""
@@ -98,7 +101,13 @@ def convert(source: Path, target: Path, *, dtype: torch.dtype | None = None) -> 
         else:
             opened = _open_single(source, source) if source.is_file() else _open_folder(source, Path(scratch))
         if not to_file:
-            write_model_folder(opened.config, lambda name: opened.part(name, dtype), opened.tokenizer, target)
+            write_model_folder(
+                opened.config,
+                lambda name: opened.part(name, dtype),
+                opened.tokenizer,
+                target,
+                vocabulary=opened.vocabulary,
+            )
             return
         _check_tokenizer(opened)
         write_single_file(
@@ -146,7 +155,9 @@ def _open_folder(folder: Path, scratch: Path) -> Source:
         rename = {"vae": published_vae, "text_encoder": published_text_encoder}.get(part)
         return tensors if rename is None else rename(tensors, pickle)
 
-    return Source(read_config(folder), load_tokenizer(folder), read, folder)
+    words = folder / VOCABULARY
+    vocabulary = read_json(words) if words.exists() else None
+    return Source(read_config(folder), load_tokenizer(folder), read, folder, vocabulary)
 
 
 def _find_pickle(folder: Path, part: ModelPart) -> Path:

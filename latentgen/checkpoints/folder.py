@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ from latentgen.checkpoints.layout import (
     INDEX,
     RUN_DEFAULTS,
     SCHEDULER,
+    VOCABULARY,
     WEIGHTS,
     Part,
     check_replaceable,
@@ -88,6 +89,7 @@ __all__ = [
     "save_text_encoder",
     "save_unet",
     "save_vae",
+    "save_vocabulary",
     "write_model_folder",
 ]
 
@@ -239,8 +241,14 @@ def _load_single_file(path: Path, device: torch.device | str, dtype: torch.dtype
     return ModelBundle(unet, vae, text, published_tokenizer(config.text_encoder), config, path)
 
 
-def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a whole model folder, in `dtype` (None: as the networks are).
+def save_model(
+    bundle: ModelBundle,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    vocabulary: dict[str, Any] | None = None,
+) -> None:
+    """Write a whole model folder, in `dtype` (None: as the networks are), with its `vocabulary.json` if there is one.
 
     It is written aside and renamed, so there is never half a model. An older model in its place is replaced.
     A model that conditions on the layer before the last is written without the last one, as SD 2.x is published.
@@ -258,11 +266,17 @@ def save_model(bundle: ModelBundle, folder: Path, *, dtype: torch.dtype | None =
         "vae": _state(bundle.vae, dtype),
         "text_encoder": text_encoder,
     }
-    write_model_folder(replace(bundle.config, text_encoder=config), parts.__getitem__, bundle.tokenizer, folder)
+    config = replace(bundle.config, text_encoder=config)
+    write_model_folder(config, parts.__getitem__, bundle.tokenizer, folder, vocabulary=vocabulary)
 
 
 def write_model_folder(
-    config: ModelConfig, part: Callable[[ModelPart], Mapping[str, Tensor]], tokenizer: Tokenizer, folder: Path
+    config: ModelConfig,
+    part: Callable[[ModelPart], Mapping[str, Tensor]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    vocabulary: dict[str, Any] | None = None,
 ) -> None:
     """Write a whole model folder of tensors under our names, asking for one part at a time.
 
@@ -282,6 +296,8 @@ def write_model_folder(
         (aside / SCHEDULER).parent.mkdir()
         write_json(aside / SCHEDULER, write_scheduler(config.diffusion))
         write_json(aside / INDEX, write_model_index(config.defaults))
+        if vocabulary is not None:
+            write_json(aside / VOCABULARY, vocabulary)
 
 
 def save_unet(unet: UNet, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -317,11 +333,12 @@ def save_diffusion(diffusion: DiffusionConfig, folder: Path) -> None:
 
 def save_defaults(defaults: GenerationDefaults, folder: Path) -> None:
     """Write what a run's U-Net should be drawn with into `folder`. Raises RuntimeFailure if the disk refuses."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RUN_DEFAULTS, write_run_defaults(defaults))
-    except OSError as error:
-        raise RuntimeFailure(f"cannot write {folder / RUN_DEFAULTS}: {error.strerror}") from None
+    _write_beside_parts(folder / RUN_DEFAULTS, write_run_defaults(defaults))
+
+
+def save_vocabulary(vocabulary: dict[str, Any], folder: Path) -> None:
+    """Write the words that a run's captions held into `folder`. Raises RuntimeFailure if the disk refuses."""
+    _write_beside_parts(folder / VOCABULARY, vocabulary)
 
 
 def _build(
@@ -337,6 +354,14 @@ def _build(
         module = kind(config)
     load_strict(module, tensors, source, device=device, dtype=dtype)
     return module.eval()
+
+
+def _write_beside_parts(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot write {path}: {error.strerror}") from None
 
 
 def _write_part(folder: Path, part: Part, config: dict[str, object], tensors: Mapping[str, Tensor]) -> None:

@@ -35,7 +35,10 @@ WEIGHTS: Final[dict[Part, str]] = {
 }
 RUN_MODEL: Final = "model"
 """What a training run calls the folder of the parts it has trained."""
-WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler"})
+VOCABULARY: Final = "vocabulary.json"
+"""The words a model's captions held, where it was trained by latentgen (`prompts/vocabulary.py`). diffusers ignores it;
+it says nothing of what is drawn, so it is no part of the fingerprint."""
+WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler", VOCABULARY})
 """What `save_model` writes. A folder that holds anything else is never replaced, not even for a README."""
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from latentgen.checkpoints.layout import VOCABULARY
+from latentgen.cli.console import Console
 from latentgen.errors import InputError, ModelLoadError
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -40,6 +42,8 @@ def convert(
     from latentgen.checkpoints.conversion import convert as write
 
     write(source, target, dtype=None if dtype is None else getattr(torch, dtype))
+    if target.suffix.lower() == SAFETENSORS and (source / VOCABULARY).exists():
+        Console().note(f"left out, as a file cannot hold it: {VOCABULARY}, by which `generate` tells of new words")
     print(target)
 
 

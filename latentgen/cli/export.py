@@ -37,9 +37,12 @@ def export(
 ) -> None:
     """Put a U-Net, a VAE and a text encoder together into a model folder that `generate -m` and diffusers open.
 
+    The words that the U-Net's captions held go with it (vocabulary.json): `generate` tells which of a prompt's are new.
+
     Example: latentgen export --unet runs/unet/model --vae runs/vae/model --text-encoder runs/clip/model -o my-model
     """
     from latentgen.checkpoints.layout import (
+        VOCABULARY,
         check_replaceable,
         find_defaults,
         read_diffusion,
@@ -48,6 +51,7 @@ def export(
     )
     from latentgen.checkpoints.text_encoder_names import find_text_encoder
     from latentgen.config import ModelConfig
+    from latentgen.prompts.vocabulary import read_vocabulary
     from latentgen.samplers.registry import resolve_sampler, resolve_schedule
 
     if dtype not in ("float16", "float32"):
@@ -64,6 +68,7 @@ def export(
     defaults = find_defaults(unet, unet_shape.sample_size * vae_shape.downscale)
     defaults = replace(defaults, **{name: value for name, value in given.items() if value is not None})
     config = ModelConfig(unet_shape, vae_shape, found.config, read_diffusion(unet), defaults)
+    seen = read_vocabulary(unet / VOCABULARY)
     import torch
 
     from latentgen.checkpoints.folder import ModelBundle, load_unet, load_vae, save_model
@@ -71,5 +76,10 @@ def export(
 
     encoder, tokenizer = load_found(found)
     bundle = ModelBundle(load_unet(unet), load_vae(vae), encoder, tokenizer, config)
-    save_model(bundle, out, dtype=torch.float16 if dtype == "float16" else torch.float32)
+    save_model(
+        bundle,
+        out,
+        dtype=torch.float16 if dtype == "float16" else torch.float32,
+        vocabulary=None if seen is None else seen.to_json(),
+    )
     print(out)

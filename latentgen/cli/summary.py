@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from latentgen.checkpoints.header import open_header
+from latentgen.cli.seen_words import known_words
 from latentgen.cli.weights_info import Summary, parts_summary, weights_summary
 
 MAX_TEXT = 2000
@@ -36,6 +37,7 @@ def model_summary(path: Path) -> Summary:
         "sizes": f"multiples of {config.size_multiple_px} px, {defaults.width_px}x{defaults.height_px} by default",
         "defaults": f"{defaults.steps} steps, {defaults.sampler} {defaults.schedule}, guidance {defaults.guidance:g}",
     }
+    summary |= known_words(path)
     for file in sorted(path.glob("*/*.safetensors")):
         header = open_header(file)
         count = sum(math.prod(entry.shape) for entry in header.entries)

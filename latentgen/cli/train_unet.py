@@ -89,6 +89,8 @@ def train_unet(
 ) -> None:
     """Train the diffusion network on a frozen VAE and text encoder; writes OUT/model/unet and OUT/model/scheduler.
 
+    OUT/model/vocabulary.json lists the words of the captions with their counts, for `export` to take along.
+
     latentgen train-unet --data corpus --vae runs/vae/model --text-encoder runs/clip/model --out runs/unet
     --max-minutes 60
 
@@ -117,16 +119,25 @@ def train_unet(
         parts = {"vae": vae, "text_encoder": text_encoder, "init": init, "resolution": resolution}
         return print_settings(config, run, {**parts, **process_settings, **settings, "prompts": prompts})
     check_data_folder(run.data)
-    from latentgen.checkpoints.layout import read_vae_part
+    from latentgen.checkpoints.layout import VOCABULARY, read_vae_part
     from latentgen.checkpoints.text_encoder_names import find_text_encoder
+    from latentgen.prompts.vocabulary import count_words, read_vocabulary
     from latentgen.training.unet_plan import plan_model
 
     vae_shape = read_vae_part(vae)
     found = find_text_encoder(text_encoder, download=download)
     model = plan_model(EMBEDDED, init, vae_shape, found.config, resolution=resolution, **process_settings)
+    known_before = None if init is None else read_vocabulary(init / VOCABULARY)
     import torch
 
-    from latentgen.checkpoints.folder import load_unet, load_vae, save_defaults, save_diffusion, save_unet
+    from latentgen.checkpoints.folder import (
+        load_unet,
+        load_vae,
+        save_defaults,
+        save_diffusion,
+        save_unet,
+        save_vocabulary,
+    )
     from latentgen.checkpoints.text_encoders import load_found
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
@@ -175,6 +186,13 @@ def train_unet(
     save_unet(network, run.out / "model" / "unet")
     save_diffusion(model.diffusion, run.out / "model" / "scheduler")
     save_defaults(model.defaults, run.out / "model")
+    if init is None or known_before is not None:  # what else an --init without a list has seen nobody knows
+        aside = frozenset(validation)
+        trained_on = [record for item, record in enumerate(records) if item not in aside]
+        seen = count_words(
+            (caption for record in trained_on for caption in record.captions), (record.labels for record in trained_on)
+        )
+        save_vocabulary((seen if known_before is None else known_before + seen).to_json(), run.out / "model")
     finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in network.parameters())})
 
 
