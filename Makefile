@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types bench bench-faults bench-training bench-generation install install-dev clean
+.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ install-dev: $(VENV)/.installed-dev  ## the same, with the tools for working on 
 demo: $(VENV)/.installed  ## install, then draw a lighthouse with the embedded model
 	@mkdir -p outputs
 	$(BIN)/latentgen generate "a lighthouse at sunset" --seed 42 --guidance 7.5 --output outputs/lighthouse.png --overwrite
+
+gallery: $(VENV)/.installed  ## draw weights/gallery.jsonl anew with the embedded model: a sheet and its manifest
+	rm -rf outputs/gallery
+	$(BIN)/latentgen generate --prompts weights/gallery.jsonl --output outputs/gallery/
+	$(BIN)/python scripts/gallery.py outputs/gallery
 
 test: $(VENV)/.installed-dev  ## install, then run every test
 	$(BIN)/python -m pytest

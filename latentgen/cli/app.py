@@ -49,6 +49,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "train-vae": Command("latentgen.cli.train_vae:train_vae", "Train the autoencoder."),
         "train-unet": Command("latentgen.cli.train_unet:train_unet", "Train the diffusion network."),
         "train-lora": Command("latentgen.cli.train_lora:train_lora", "Train a LoRA for a model."),
+        "evaluate": Command(
+            "latentgen.cli.evaluate:app", "Measure a model: what its pictures show, what its autoencoder loses."
+        ),
         "report": Command("latentgen.cli.report:report", "Show a run as one page: curves, samples, settings."),
     },
     "Help": {

@@ -85,6 +85,7 @@ def _devices() -> list[Finding]:
         import torch
 
         from latentgen.pipeline import present_devices
+        from latentgen.pipeline.devices import cpu_has_bfloat16
     except ImportError as error:
         return [Finding("devices", f"torch cannot be imported: {error}", problem=True)]
     findings = [
@@ -92,8 +93,9 @@ def _devices() -> list[Finding]:
         Finding(
             "CPU",
             f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
-            f"bfloat16 {'in hardware' if _has_bfloat16() else 'emulated: use float32'}",
+            f"bfloat16 {'in hardware' if cpu_has_bfloat16() else 'emulated: float32 is used'}",
         ),
+        Finding("CPU kernels", _kernels()),
     ]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
@@ -101,16 +103,14 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices itself. Builds without oneDNN, such as macOS's, cannot ask."""
-    import torch
+def _kernels() -> str:
+    from latentgen.kernels.library import why_unavailable
+    from latentgen.pipeline.devices import cpu_has_bfloat16
 
-    if not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # pyright: ignore[reportPrivateUsage]  no public name
-    except AttributeError:
-        return False
+    if not cpu_has_bfloat16():
+        return "not used: the CPU computes in float32"
+    reason = why_unavailable()
+    return "compiled" if reason is None else f"torch's own, slower: {reason}"
 
 
 def _models() -> list[Finding]:

@@ -31,6 +31,7 @@ from latentgen.cli.output import PictureFiles
 from latentgen.cli.plan import Entry, Flags, plan_requests
 from latentgen.cli.prompt_syntax import SyntaxOptions, plain_entries, tell_of_prompts
 from latentgen.cli.seeing import Seeing, SeeingOptions
+from latentgen.cli.seen_words import tell_of_unseen_words
 from latentgen.cli.sheets import SWEEP_FOLDER, Album, Grid, NoAlbum, open_sweep
 from latentgen.cli.sweep import parse_axes
 from latentgen.cli.sweep_options import SweepOptions, WildcardOptions
@@ -93,6 +94,7 @@ def generate(
     requests = with_embeddings(requests, embeddings)
     warn_of_unused(console, requests, embeddings)
     tell_of_prompts(console, requests, folder, embeddings, strict=syntax.strict_prompt)
+    tell_of_unseen_words(console, requests, folder, [file.name for file in embeddings])
     check_memory(requests, config, computer.device, computer.dtype)
     undrawn = requests if sweep is None else sweep.undrawn(requests)
     paths = files.check(undrawn)
@@ -107,7 +109,9 @@ def generate(
     # Build
     from latentgen.cli.loading import load_model
 
-    pipeline, load_s = load_model(folder, device=computer.device, dtype=computer.dtype, threads=computer.threads)
+    pipeline, load_s = load_model(
+        folder, device=computer.device, dtype=computer.dtype, threads=computer.threads, fast=computer.fast
+    )
     pipeline.vae_tiling = computer.vae_tiling
     console.detail(f"loaded {pipeline.name} on {pipeline.device} in {load_s:.2f} s")
     load_embeddings(console, pipeline, requests, embeddings)

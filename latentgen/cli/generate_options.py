@@ -172,6 +172,7 @@ class ComputerOptions:
     ] = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    fast: options.Fast = True
     threads: options.Threads = None
     vae_tiling: VaeTiling = "auto"
 

@@ -10,13 +10,19 @@ if TYPE_CHECKING:
     from latentgen.pipeline import TextToImage
 
 
-def load_model(folder: Path, *, device: str, dtype: str, threads: int | None) -> tuple[TextToImage, float]:
+def load_model(
+    folder: Path, *, device: str, dtype: str, threads: int | None, fast: bool = True
+) -> tuple[TextToImage, float]:
     """Import torch and load a model folder; the pipeline, and the seconds both took together."""
     started = time.perf_counter()
     import torch
 
+    from latentgen.kernels.memory import keep_freed_memory
     from latentgen.pipeline import TextToImage
+
+    if fast:
+        keep_freed_memory()
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return TextToImage.load(folder, device=device, dtype=dtype), time.perf_counter() - started
+    return TextToImage.load(folder, device=device, dtype=dtype, fast=fast), time.perf_counter() - started

@@ -26,7 +26,7 @@ def check_memory(requests: Sequence[GenerationRequest], config: ModelConfig, dev
     if not requests or device.startswith("cuda") or (device == "auto" and has_gpu):
         return
     present = machine_bytes()
-    entry_bytes = 2 if dtype in ("bfloat16", "float16") else 4
+    entry_bytes = 4 if dtype == "float32" else 2
     largest = max(requests, key=lambda request: minimum_bytes(request, config, entry_bytes))
     needed = minimum_bytes(largest, config, entry_bytes)
     if present is not None and needed > present:
@@ -40,8 +40,8 @@ def check_memory(requests: Sequence[GenerationRequest], config: ModelConfig, dev
 def minimum_bytes(request: GenerationRequest, config: ModelConfig, entry_bytes: int) -> int:
     """A lower bound of what drawing takes: the larger of two moments in the U-Net, at the picture's final size.
 
-    At the bottom all skip connections are held. In the first feed-forward its input, the first skip connection, both
-    halves of the gate's projection (8 widths) and the gate's activation (4) are held at once. Guidance doubles both.
+    At the bottom all skip connections are held. In the first feed-forward its input, the first skip connection and both
+    halves of the gate's projection (8 widths) are held at once. Guidance doubles both.
     The autoencoder is left out: it computes large pictures in tiles.
     """
     unet = config.unet
@@ -54,7 +54,7 @@ def minimum_bytes(request: GenerationRequest, config: ModelConfig, entry_bytes: 
         skips += unet.layers_per_block * own * here
         if level + 1 < len(channels):
             skips += own * (here >> 2)
-    widest = 14 * channels[0] * positions if unet.attention_levels[0] else 0
+    widest = 10 * channels[0] * positions if unet.attention_levels[0] else 0
     return max(skips, widest) * entry_bytes * (1 if request.guidance == 1 else 2)
 
 

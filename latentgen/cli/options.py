@@ -116,6 +116,14 @@ Dtype = Annotated[
         "--dtype", parser=parse_dtype, metavar="NAME", rich_help_panel=COMPUTER, help="float32, bfloat16 or float16."
     ),
 ]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast/--no-fast",
+        rich_help_panel=COMPUTER,
+        help="On a CPU that has bfloat16: compute in it, with weights laid out for the CPU and compiled kernels.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", parser=parse_threads, metavar="N", rich_help_panel=COMPUTER, help="CPU threads."),

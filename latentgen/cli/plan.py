@@ -105,7 +105,7 @@ def _requests(
     elif seed + flags.count - 1 > MAX_SEED:
         last = "" if flags.count == 1 else f" with --count {flags.count}"
         raise RequestError("seed", f"{seed}{last} is out of range", hint=f"the last seed is {MAX_SEED}")
-    sampler, schedule = _resolve_sampler(flags, config)
+    sampler, schedule = resolve_sampling(flags, config)
     beginning = init_files.begin(flags, config)
     requests = [
         complete_request(
@@ -134,7 +134,7 @@ def _requests(
     return requests
 
 
-def _resolve_sampler(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:
+def resolve_sampling(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:
     """Canonical names. "DPM++ 2M Karras" names a schedule too, which --schedule must not contradict."""
     name, carried = resolve_sampler(config.defaults.sampler if flags.sampler is None else flags.sampler)
     asked = None if flags.schedule is None else resolve_schedule(flags.schedule)

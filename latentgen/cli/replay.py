@@ -99,6 +99,7 @@ def replay(
         device=recorded_device if device == "auto" else device,
         dtype=recorded_dtype if dtype == "auto" else dtype,
         threads=_threads(recorded.computation) if threads is None else threads,
+        fast=recorded.computation.kernels != "none",
     )
     add_ons.add_to(pipeline)
     pipeline.vae_tiling = cast("Tiling", recorded.computation.vae_tiling)
@@ -214,6 +215,7 @@ def _causes(recorded: PictureMetadata, drawn: PictureMetadata) -> list[str]:
         ("another model", recorded.fingerprint[:10], drawn.fingerprint[:10]),
         ("another VAE", _vae_name(recorded), _vae_name(drawn)),
         ("dtype", before.dtype, now.dtype),
+        ("kernels", before.kernels, now.kernels),
         ("device", before.device, now.device),
         ("torch", before.torch, now.torch),
         ("CPU", before.cpu, now.cpu),

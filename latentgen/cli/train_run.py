@@ -37,8 +37,9 @@ def start_process(config: TrainConfig, options: RunOptions) -> PartialState:
     """
     import torch
 
+    from latentgen.kernels.memory import keep_freed_memory
     from latentgen.training.loop import check_precision
-    from latentgen.training.processes import device_of, join_processes, keep_freed_memory
+    from latentgen.training.processes import device_of, join_processes
     from latentgen.training.run_dir import RunDir
 
     keep_freed_memory()

@@ -35,6 +35,8 @@ class Computation:
     """How many pictures went through the network together: 1 .. MAX_BATCH_SIZE."""
     vae_tiling: str = "auto"
     """"auto", "on" or "off": whether the autoencoder worked in tiles."""
+    kernels: str = "none"
+    """"none", "oneDNN" or "compiled": what computed the U-Net's fast form, if it had one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,8 @@ class PictureMetadata:
             or not all(isinstance(text, str) for text in texts.values())
         ):
             raise InputError("the picture's metadata are incomplete")
-        # Older pictures do not say whether there were tiles.
-        computed: dict[str, Any] = {"vae_tiling": "auto", **cast("dict[str, Any]", computation)}
+        # Older pictures do not say whether there were tiles, and knew no fast form.
+        computed: dict[str, Any] = {"vae_tiling": "auto", "kernels": "none", **cast("dict[str, Any]", computation)}
         kinds = {field.name: int if field.name in ("threads", "batch_size") else str for field in fields(Computation)}
         if set(kinds) != set(computed) or any(type(computed[name]) is not kind for name, kind in kinds.items()):
             raise InputError("the picture's metadata do not say how it was computed")
@@ -98,6 +100,8 @@ class PictureMetadata:
                 raise InputError(f"the picture's metadata: {name} is out of range", hint=f"1 to {high}")
         if computed["vae_tiling"] not in ("auto", "on", "off"):
             raise InputError("the picture's metadata: vae_tiling is neither auto, on nor off")
+        if computed["kernels"] not in ("none", "oneDNN", "compiled"):
+            raise InputError("the picture's metadata: kernels is neither none, oneDNN nor compiled")
         return cls(
             request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
             computation=Computation(**computed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,9 @@ class Adapters:
     taking it out again is exact to the bit.
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: ModelBundle, before_change: Callable[[], None] = lambda: None) -> None:
+        """before_change: called before weights are looked at or changed, to put them where they belong."""
+        self.bundle, self._before_change = bundle, before_change
         self._files: dict[str, tuple[LoRAWeights, LoadReport]] = {}
         self._merged: tuple[LoRAUse, ...] = ()
         self._originals: dict[str, Tensor] | None = {}
@@ -65,6 +66,7 @@ class Adapters:
         if loras == self._merged:
             return
         assert self._originals is not None, "`check` refuses other LoRAs after use_for_good"
+        self._before_change()
         self._take_out(self._originals)
         try:
             self._merge(loras, self._originals)
@@ -76,6 +78,7 @@ class Adapters:
     def use_for_good(self, loras: tuple[LoRAUse, ...]) -> None:
         """As `use`, without keeping what the weights were before: no other LoRAs can be used afterwards."""
         self.use(())
+        self._before_change()
         self._merge(loras, None)
         self._merged, self._originals = loras, None
 

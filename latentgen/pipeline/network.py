@@ -11,17 +11,21 @@ from latentgen.models.unet import UNet
 class Network:
     """network(x_t (B, C, h, w) float32, t (B,), context (B, L, D)) -> prediction (B, C, h, w)."""
 
-    def __init__(self, unet: UNet, extra: Tensor | None = None) -> None:
-        """extra (B, E, h, w): further input channels of every call, as an inpainting U-Net takes them."""
+    def __init__(self, unet: UNet, extra: Tensor | None = None, *, channels_last: bool = False) -> None:
+        """extra (B, E, h, w): further input channels of every call, as an inpainting U-Net takes them.
+
+        channels_last: the layout of feature maps that the U-Net's fast form wants.
+        """
         self.unet = unet
         self.extra = extra
         self.dtype = next(unet.parameters()).dtype
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         if self.extra is not None:
             copies = len(x) // len(self.extra)  # both passes of guidance
             x = torch.cat([x, self.extra.repeat(copies, 1, 1, 1)], dim=1)
-        x = x.to(self.dtype)
+        x = x.to(self.dtype, memory_format=self.layout)
         if self._depends_on_threads(x):
             return self.unet(x.repeat(2, 1, 1, 1), t.repeat(2), context.repeat(2, 1, 1))[:1]
         return self.unet(x, t, context)
@@ -33,7 +37,7 @@ class Network:
         threads share: of fewer than 64 columns 18, 20, 21, 24, 35 and 42 make a difference (measured, of 30 counts), no
         multiple of 16. Two pictures are shared out differently, and never make one.
         """
-        if x.device.type != "cpu" or len(x) > 1:
+        if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > 1:
             return False
         height, width = x.shape[-2:]
         levels = range(len(self.unet.config.block_out_channels))

@@ -31,6 +31,7 @@ from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
+from latentgen.kernels.unet import FastForm
 from latentgen.pipeline.adapters import Adapters
 from latentgen.pipeline.conditioning import Conditioner, Conditioning
 from latentgen.pipeline.decoding import decode, encode
@@ -67,7 +68,8 @@ class TextToImage:
     matrix products are summed in another order, which changes the last bits of a picture and not what it shows.
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: ModelBundle, *, fast: bool = True) -> None:
+        """fast: on a CPU in bfloat16, draw with the U-Net's fast form (`kernels/`); elsewhere it means nothing."""
         self.bundle = bundle
         self.name = bundle.name
         self.schedule = NoiseSchedule.from_config(bundle.config.diffusion)
@@ -75,7 +77,8 @@ class TextToImage:
         self.fingerprint = bundle.fingerprint()
         parameter = next(bundle.unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.adapters = Adapters(bundle)
+        self.fast_form = FastForm(bundle.unet, wanted=fast)
+        self.adapters = Adapters(bundle, self.fast_form.leave)
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
         """Whether every picture goes through the network alone, whatever the batch size; see the seed contract."""
@@ -85,14 +88,18 @@ class TextToImage:
         """Whether the autoencoder works in tiles (`tiling.py`); auto is for pictures that are too large otherwise."""
 
     @classmethod
-    def load(cls, folder: Path | str | None = None, *, device: str = "auto", dtype: str = "auto") -> TextToImage:
-        """Open a model folder, the embedded model if None. `dtype` auto is float32 on a CPU, float16 on a GPU.
+    def load(
+        cls, folder: Path | str | None = None, *, device: str = "auto", dtype: str = "auto", fast: bool = True
+    ) -> TextToImage:
+        """Open a model folder, the embedded model if None.
 
+        `dtype` auto is float16 on a GPU; on a CPU that has bfloat16 it is that, unless `fast` is False, else float32.
         Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device that is not there.
         """
         folder = embedded_model_path() if folder is None else Path(folder)
         chosen = choose_device(device)
-        return cls(load_model(folder, device=chosen, dtype=choose_dtype(dtype, chosen)))
+        precision = choose_dtype(dtype, chosen, fast=fast)
+        return cls(load_model(folder, device=chosen, dtype=precision), fast=fast)
 
     def add_lora(self, path: Path | str, *, scale: float = 1.0) -> LoRAUse:
         """Read a LoRA file, kohya's or diffusers'; what is given back goes into a request's `loras`.
@@ -180,6 +187,7 @@ class TextToImage:
         for batch in batches:
             started = time.perf_counter()
             self.adapters.use(batch[0].loras)
+            self.fast_form.take_up()
             conditioning = self.conditioner.encode(batch)
             encoded = time.perf_counter()
             latents, failures = self._denoise(batch, conditioning, init, on_step)
@@ -293,7 +301,7 @@ class TextToImage:
         """One pass of the sampler: latents (B, C, h, w) float32, and for each picture what went wrong, if anything."""
         c, h, w = start.x.shape[1:]
         denoiser = GuidedDenoiser(
-            Network(self.bundle.unet, start.extra),
+            Network(self.bundle.unet, start.extra, channels_last=self.fast_form.is_taken_up),
             self.schedule,
             self.bundle.config.diffusion.prediction_type,
             conditioning.cond,
@@ -357,6 +365,7 @@ class TextToImage:
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
                 vae_tiling=self.vae_tiling,
+                kernels=self.fast_form.kernels,
             ),
             vae=self.vae,
         )

@@ -19,7 +19,7 @@ PACKAGE = Path(latentgen.__file__).parent
 LAYERS = {
     1: {"config", "presets", "errors", "request", "jsonfile"},
     2: {"models", "diffusion"},
-    3: {"samplers", "checkpoints", "corpus", "data", "images", "prompts"},
+    3: {"samplers", "checkpoints", "corpus", "data", "images", "kernels", "prompts"},
     4: {"pipeline", "training", "evaluation"},
     5: {"cli", "__main__"},
 }

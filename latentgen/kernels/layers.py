@@ -1,0 +1,260 @@
+"""The U-Net's layers in the form that is fast on a CPU in bfloat16; each knows its way back, to the bit.
+
+oneDNN multiplies by weights in blocks that suit the CPU. Given plain weights it lays them out anew at every call; here
+that is done once. The products are the same numbers (tested), for every shape of the input, and `plain` gives back the
+very weights. Only one copy of them is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentgen.kernels.library import can_attend, can_norm, fused_attention, fused_group_norm
+from latentgen.models.attention import GEGLU, Attention
+from latentgen.models.layers import PointwiseConv2d, ResnetBlock
+
+_onednn = torch.ops.mkldnn
+
+_SCORES_AT_A_TIME = 1 << 22
+"""Of the plain-torch attention: few enough to stay near the caches, enough for the products to be worth starting."""
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b with the weights of one linear layer, or of several side by side that see the same x."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        """The layers are not used afterwards: their weights are taken out of them."""
+        super().__init__()
+        self.out_features = [layer.out_features for layer in layers]
+        self.packed = _onednn._reorder_linear_weight(torch.cat([layer.weight.data for layer in layers]))
+        biases = [layer.bias for layer in layers if layer.bias is not None]  # pyright: ignore[reportUnnecessaryComparison]
+        assert len(biases) in (0, len(layers)), "all of them have a bias, or none"
+        self.bias = nn.Parameter(torch.cat([bias.data for bias in biases]), False) if biases else None
+        for layer in layers:
+            layer.weight.data = layer.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """(..., in) -> (..., out); activation: none, or gelu (the exact one)."""
+        algorithm = "none" if activation == "gelu" else ""
+        return _onednn._linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
+
+    def plain(self) -> list[nn.Linear]:
+        weights = self.packed.to_dense().split(self.out_features)
+        biases = [None] * len(weights) if self.bias is None else self.bias.data.split(self.out_features)
+        return [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+class PackedConv2d(nn.Module):
+    """A convolution; its input is best channels_last, and so is its output then."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        """The layer is not used afterwards: its weights are taken out of it."""
+        super().__init__()
+        self.arguments = [cast("tuple[int, int]", each) for each in (layer.padding, layer.stride, layer.dilation)]
+        self.channels = (layer.in_channels, layer.out_channels)
+        self.kernel_size = cast("tuple[int, int]", layer.kernel_size)
+        self.packed = _onednn._reorder_convolution_weight(layer.weight.data, *self.arguments, layer.groups)
+        self.groups, self.bias = layer.groups, layer.bias
+        layer.weight.data = layer.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Cin, h, w) -> (B, Cout, h', w')."""
+        return _onednn._convolution_pointwise(x, self.packed, self.bias, *self.arguments, self.groups, "none", [], "")
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The convolution of x (B, Cin, h, w) plus (B, Cout, h', w'), rounded once."""
+        return _onednn._convolution_pointwise.binary(
+            x, residual, self.packed, self.bias, *self.arguments, self.groups, "add", 1.0, None, [], None
+        )
+
+    def plain(self) -> nn.Conv2d:
+        padding, stride, dilation = self.arguments
+        with torch.device("meta"):
+            layer = nn.Conv2d(
+                *self.channels, self.kernel_size, stride, padding, dilation, self.groups, self.bias is not None
+            )
+        layer.weight, layer.bias = nn.Parameter(self.packed.to_dense()), self.bias
+        return layer
+
+
+class PackedPointwiseConv2d(nn.Module):
+    """A 1x1 convolution as the matrix product that it is, of pixels whose channels lie beside each other."""
+
+    def __init__(self, layer: PointwiseConv2d) -> None:
+        """The layer is not used afterwards: its weights are taken out of it."""
+        super().__init__()
+        product = _linear(layer.weight.data.flatten(1), None if layer.bias is None else layer.bias.data)
+        layer.weight.data = layer.weight.data.new_empty(0)
+        self.product = PackedLinear(product)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Cin, h, w) -> (B, Cout, h, w)."""
+        return self.product(x.movedim(1, -1)).movedim(-1, 1)
+
+    def plain(self) -> PointwiseConv2d:
+        (product,) = self.product.plain()
+        with torch.device("meta"):
+            layer = PointwiseConv2d(product.in_features, product.out_features)
+        layer.weight = nn.Parameter(product.weight.data[:, :, None, None])
+        layer.bias = product.bias
+        return layer
+
+
+class FastGroupNorm(nn.Module):
+    """Group normalisation of a channels_last map, with what comes before and after it."""
+
+    def __init__(self, layer: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = layer
+        self.weight, self.bias = layer.weight.data.float(), layer.bias.data.float()
+
+    def forward(self, x: Tensor, *, addend: Tensor | None = None, silu: bool = False) -> Tensor:
+        """x (B, C, h, w), addend (B, C) -> norm(x + addend), and its SiLU if asked for."""
+        norm = self.norm
+        if can_norm(x, norm.num_groups):
+            return fused_group_norm(x, norm.num_groups, self.weight, self.bias, norm.eps, addend=addend, silu=silu)
+        x = norm(x if addend is None else x + addend[:, :, None, None])
+        return F.silu(x, inplace=True) if silu else x
+
+    def plain(self) -> nn.GroupNorm:
+        return self.norm
+
+
+class FastResnetBlock(nn.Module):
+    """The residual block: the timestep's shift and SiLU within the norms, the sum within the last convolution."""
+
+    def __init__(self, layer: ResnetBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = FastGroupNorm(layer.norm1), FastGroupNorm(layer.norm2)
+        self.conv1, self.conv2 = PackedConv2d(layer.conv1), PackedConv2d(layer.conv2)
+        time, shortcut = layer.time_emb_proj, layer.conv_shortcut
+        self.time_emb_proj = None if time is None else PackedLinear(time)
+        self.conv_shortcut = None if shortcut is None else PackedPointwiseConv2d(shortcut)
+
+    def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
+        """x (B, Cin, h, w), time_emb (B, time_embed_dim) -> (B, Cout, h, w)."""
+        shift = None
+        if self.time_emb_proj is not None:
+            assert time_emb is not None, "this residual block was built with a timestep embedding"
+            shift = self.time_emb_proj(F.silu(time_emb))
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.norm2(h, addend=shift, silu=True)
+        return self.conv2.plus(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def plain(self) -> ResnetBlock:
+        conv1, conv2 = self.conv1.plain(), self.conv2.plain()
+        norm1, norm2 = self.norm1.plain(), self.norm2.plain()
+        (time,) = (None,) if self.time_emb_proj is None else self.time_emb_proj.plain()
+        with torch.device("meta"):
+            layer = ResnetBlock(
+                conv1.in_channels,
+                conv2.out_channels,
+                num_groups=norm1.num_groups,
+                norm_eps=norm1.eps,
+                time_embed_dim=None if time is None else time.in_features,
+            )
+        layer.norm1, layer.norm2, layer.conv1, layer.conv2, layer.time_emb_proj = norm1, norm2, conv1, conv2, time
+        layer.conv_shortcut = None if self.conv_shortcut is None else self.conv_shortcut.plain()
+        return layer
+
+
+class FastSelfAttention(nn.Module):
+    """Attention of tokens to themselves: q, k and v from one product."""
+
+    def __init__(self, layer: Attention) -> None:
+        super().__init__()
+        self.heads = layer.heads
+        self.to_qkv = PackedLinear(layer.to_q, layer.to_k, layer.to_v)
+        self.to_out = PackedLinear(cast("nn.Linear", layer.to_out[0]))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C); context is x."""
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        return self.to_out(attention(q, k, v, self.heads))
+
+    def plain(self) -> Attention:
+        return _attention(self.heads, *self.to_qkv.plain(), *self.to_out.plain())
+
+
+class FastCrossAttention(nn.Module):
+    """Attention of tokens to the text, whose keys and values are computed once for all steps of a picture."""
+
+    def __init__(self, layer: Attention) -> None:
+        super().__init__()
+        self.heads = layer.heads
+        self.to_q = PackedLinear(layer.to_q)
+        self.to_kv = PackedLinear(layer.to_k, layer.to_v)
+        self.to_out = PackedLinear(cast("nn.Linear", layer.to_out[0]))
+        self._context: Tensor | None = None
+        self._kv: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, C), context (B, M, D), which nobody changes in place -> (B, N, C)."""
+        if self._kv is None or context is not self._context:
+            k, v = self.to_kv(context).chunk(2, dim=-1)
+            self._context, self._kv = context, (k, v)
+        return self.to_out(attention(self.to_q(x), *self._kv, self.heads))
+
+    def plain(self) -> Attention:
+        return _attention(self.heads, *self.to_q.plain(), *self.to_kv.plain(), *self.to_out.plain())
+
+
+class FastGEGLU(nn.Module):
+    """value * gelu(gate), the GELU in the product that makes the gate."""
+
+    def __init__(self, layer: GEGLU) -> None:
+        super().__init__()
+        weights, biases = layer.proj.weight.data.chunk(2), layer.proj.bias.data.chunk(2)
+        value, gate = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        self.value, self.gate = PackedLinear(value), PackedLinear(gate)
+        layer.proj.weight.data = layer.proj.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        return self.value(x).mul_(self.gate(x, "gelu"))
+
+    def plain(self) -> GEGLU:
+        (value,), (gate,) = self.value.plain(), self.gate.plain()
+        with torch.device("meta"):
+            layer = GEGLU(value.in_features, value.out_features)
+        weight = torch.cat([value.weight.data, gate.weight.data])
+        layer.proj = _linear(weight, torch.cat([value.bias.data, gate.bias.data]))
+        return layer
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention, q (B, N, C), k and v (B, M, C) -> (B, N, C): compiled, or else `by_products`."""
+    if can_attend(q, k, v, heads):
+        return fused_attention(q, k, v, heads)
+    return by_products(q, k, v, heads)
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The same by products around a softmax, some queries at a time: half the time of torch's own in bfloat16."""
+    q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))  # (B, heads, N or M, D)
+    run = max(1, _SCORES_AT_A_TIME // (math.prod(k.shape[:3])))
+    scaled, keys = q * q.shape[-1] ** -0.5, k.transpose(2, 3)
+    parts = [(part @ keys).softmax(dim=-1) @ v for part in scaled.split(run, dim=2)]
+    return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these very tensors, weight (out, in) and bias (out,)."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
+def _attention(heads: int, to_q: nn.Linear, to_k: nn.Linear, to_v: nn.Linear, to_out: nn.Linear) -> Attention:
+    with torch.device("meta"):
+        layer = Attention(to_q.in_features, to_k.in_features, heads)
+    layer.to_q, layer.to_k, layer.to_v, layer.to_out[0] = to_q, to_k, to_v, to_out
+    return layer
