@@ -51,7 +51,7 @@ class Autoencoder:
 def load_autoencoder(
     model: str | None, *, device: str, dtype: str, threads: int | None, tiling: Literal["auto", "on", "off"]
 ) -> Autoencoder:
-    """Raises as `load_model` does."""
+    """The VAE of a model, in float32 on a CPU unless told otherwise. Raises as `load_model` does."""
     path = resolve_model(model)
     import torch
 
@@ -64,7 +64,7 @@ def load_autoencoder(
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = choose_device(device)
-    precision = choose_dtype(dtype, chosen)
+    precision = choose_dtype(dtype, chosen, fast=False)
     if path.is_dir():
         vae = load_vae(path, device=chosen, dtype=precision)
         weights = find_weights(part_folder(path, "vae"), "vae")

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from latentgen.cli.replay import compare
 from latentgen.images.files import FORMATS, PictureText, encode_picture, read_picture
 from latentgen.images.metadata import PictureMetadata
-from latentgen.pipeline import TextToImage
+from latentgen.pipeline import TextToImage, choose_dtype, dtype_name
 from tests.cli.conftest import Cli
 from tests.tiny import tiny_unet
 
 
-def draw(cli: Cli, model: Path, name: str = "a.png") -> Path:
-    assert cli("generate", "a cat", "-m", model, "-s", "5", "--sampler", "euler_a", "-o", name).code == 0
+def draw(cli: Cli, model: Path, name: str = "a.png", *flags: str) -> Path:
+    assert cli("generate", "a cat", "-m", model, "-s", "5", "--sampler", "euler_a", "-o", name, *flags).code == 0
     return Path(name)
 
 
@@ -53,8 +54,16 @@ def test_another_model_is_named_as_the_cause(cli: Cli, tiny_model: Path) -> None
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fast", ["--fast", "--no-fast"])
+def test_the_dtype_and_the_form_are_those_of_the_picture(dtype: str, fast: str, cli: Cli, tiny_model: Path) -> None:
+    path = draw(cli, tiny_model, "a.png", "--dtype", dtype, fast)
+    outcome = cli("replay", path, "--verify", "-m", tiny_model)
+    assert (outcome.code, outcome.err) == (0, "a.png: bit-identical\n")
+
+
 def test_another_dtype_is_named_as_the_cause(cli: Cli, tiny_model: Path) -> None:
-    path = draw(cli, tiny_model)
+    path = draw(cli, tiny_model, "a.png", "--dtype", "float32")
     outcome = cli("replay", path, "--verify", "-m", tiny_model, "--dtype", "bfloat16")
     assert outcome.code == 1
     assert "dtype float32 then, bfloat16 now" in outcome.err
@@ -70,7 +79,8 @@ def test_a_picture_from_a_gpu_is_redrawn_on_what_is_here(cli: Cli, tiny_model: P
     path.write_bytes(encode_picture(pixels, "PNG", PictureText(text.parameters, foreign.to_json())))
     outcome = cli("replay", path, "--verify", "-m", tiny_model)
     assert outcome.code == 1
-    assert "dtype float16 then, float32 now; device tpu then, cpu now" in outcome.err
+    now = dtype_name(choose_dtype("auto", torch.device("cpu")))
+    assert f"dtype float16 then, {now} now; device tpu then, cpu now" in outcome.err
 
 
 def rewrite(path: Path, **computation: object) -> None:

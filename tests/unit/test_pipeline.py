@@ -20,6 +20,7 @@ from latentgen.images.files import read_picture
 from latentgen.images.metadata import MAX_BATCH_SIZE, PictureMetadata
 from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage, choose_device, choose_dtype
+from latentgen.pipeline.devices import cpu_has_bfloat16
 from latentgen.pipeline.text_to_image import _batches
 from latentgen.request import EmbeddingUse, GenerationRequest, RequestError
 from latentgen.samplers.euler import euler
@@ -314,7 +315,7 @@ def test_the_package_offers_its_names_lazily() -> None:
 
 def test_a_folder_draws_as_the_model_in_memory_does(model: TextToImage, tmp_path: Path) -> None:
     save_model(tiny_bundle(), tmp_path / "tiny")
-    loaded = TextToImage.load(tmp_path / "tiny", device="cpu")
+    loaded = TextToImage.load(tmp_path / "tiny", device="cpu", dtype="float32")
     (ours,) = model.generate([REQUEST])
     (theirs,) = loaded.draw(
         "a cat",
@@ -362,7 +363,8 @@ def test_devices_and_dtypes_that_are_not_there_are_named() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match=r"no device cuda:99 here \(present: .*cpu\)"):
         choose_device("cuda:99")
-    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", torch.device("cpu"), fast=False) == torch.float32
+    assert choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
     assert choose_dtype("auto", torch.device("cuda")) == torch.float16
     with pytest.raises(InputError, match="float16 is for GPUs"):
         choose_dtype("float16", torch.device("cpu"))
