@@ -1,6 +1,7 @@
 """Does the same request give the same bytes on this machine? Every run is a process of its own.
 
     python benchmarks/exact.py                 the embedded model: 12 cells of batch size and threads, 20 restarts
+    python benchmarks/exact.py --dtype float32 the same, not in the dtype that the CPU is best at
     python benchmarks/exact.py --sd            networks of Stable Diffusion 1.5's shape, random, at 128 px, too
 
 A cell is `latentgen generate --no-metadata`, and what is compared are the bytes of its PNGs. (With metadata the files
@@ -17,6 +18,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import torch
+
+from latentgen.pipeline import choose_dtype, dtype_name
 
 BATCH_SIZES, THREADS, RESTARTS = (1, 2, 4, 8), (1, 2, 4), 20
 SEEDS = (0, 1, 4294967295)
@@ -47,7 +52,7 @@ def build(kind, part):
         p.data.uniform_(-spread, spread, generator=generator)
         if p.ndim == 1 and name.endswith("weight"):
             p.data += 1
-    return network.eval()
+    return network.to(getattr(torch, sys.argv[4])).eval()
 bundle = ModelBundle(unet=build(UNet, config.unet), vae=build(AutoencoderKL, config.vae),
                      text_encoder=build(CLIPTextModel, config.text_encoder), tokenizer=Tokenizer.published(48894),
                      config=config)
@@ -62,7 +67,7 @@ print(digest.hexdigest())
 """
 
 
-def draw(case: str, *, batch_size: int, threads: int, turn: int = 0) -> dict[int, str]:
+def draw(case: str, dtype: str, *, batch_size: int, threads: int, turn: int = 0) -> dict[int, str]:
     """The hash of each seed's PNG. `turn` varies what must not matter."""
     seeds = SEEDS[turn % len(SEEDS) :] + SEEDS[: turn % len(SEEDS)]
     env = {
@@ -74,35 +79,37 @@ def draw(case: str, *, batch_size: int, threads: int, turn: int = 0) -> dict[int
         lines = "".join(f'{{"prompt": "a lighthouse at sunset", "seed": {seed}}}\n' for seed in seeds)
         Path(folder, "prompts.jsonl").write_text(lines)
         command = [sys.executable, "-m", "latentgen", "generate", "--prompts", "prompts.jsonl", "--steps", "3"]
-        numbers = ["--batch-size", str(batch_size), "--threads", str(threads), "--device", "cpu", "--no-metadata"]
-        run = [*command, *CASES[case], *numbers, "--output", "{seed}.png", "--quiet"]
+        numbers = ["--batch-size", str(batch_size), "--threads", str(threads), "--device", "cpu", "--dtype", dtype]
+        run = [*command, *CASES[case], *numbers, "--no-metadata", "--output", "{seed}.png", "--quiet"]
         subprocess.run(run, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
         return {seed: hashlib.sha256(Path(folder, f"{seed}.png").read_bytes()).hexdigest() for seed in SEEDS}
 
 
-def table(case: str) -> bool:
+def table(case: str, dtype: str) -> bool:
     """Print a case's cells; whether all are alike."""
     print(f"\nembedded model, {case}, 3 steps, seeds {', '.join(map(str, SEEDS))}")
     print("batch size " + "".join(f"{f'{threads} threads':>16}" for threads in THREADS))
     cells: list[dict[int, str]] = []
     for batch_size in BATCH_SIZES:
-        row = [draw(case, batch_size=batch_size, threads=threads) for threads in THREADS]
+        row = [draw(case, dtype, batch_size=batch_size, threads=threads) for threads in THREADS]
         cells += row
         print(f"{batch_size:<11}" + "".join(f"{short(cell):>16}" for cell in row), flush=True)
     return all(cell == cells[0] for cell in cells)
 
 
-def restarts(case: str) -> bool:
-    drawn = [draw(case, batch_size=1 + turn % 8, threads=THREADS[turn % 3], turn=turn) for turn in range(RESTARTS)]
+def restarts(case: str, dtype: str) -> bool:
+    drawn = [
+        draw(case, dtype, batch_size=1 + turn % 8, threads=THREADS[turn % 3], turn=turn) for turn in range(RESTARTS)
+    ]
     found = sorted({short(each) for each in drawn})
     print(f"{RESTARTS} restarts: {', '.join(found)}", flush=True)
     return len(found) == 1
 
 
-def sd_shape(width: int) -> bool:
+def sd_shape(width: int, dtype: str) -> bool:
     found: list[str] = []
     for threads, batch_size in ((1, 1), (2, 2), (4, 1)):
-        run = [sys.executable, "-c", SD, str(threads), str(batch_size), str(width)]
+        run = [sys.executable, "-c", SD, str(threads), str(batch_size), str(width), dtype]
         digest = subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
         found.append(digest)
         print(f"SD 1.5's shape, {width}x128: batch size {batch_size}, {threads} threads: {digest[:12]}", flush=True)
@@ -116,11 +123,13 @@ def short(cell: dict[int, str]) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sd", action="store_true", help="Stable Diffusion 1.5's shape too (5 GB of memory)")
+    best = dtype_name(choose_dtype("auto", torch.device("cpu")))
+    arguments.add_argument("--dtype", default=best, choices=("float32", "bfloat16"), help=f"default: {best}")
     given = arguments.parse_args()
-    results = [table(case) for case in CASES]
-    results.append(restarts("euler_a 128x128"))
+    results = [table(case, given.dtype) for case in CASES]
+    results.append(restarts("euler_a 128x128", given.dtype))
     if given.sd:
-        results += [sd_shape(width) for width in (128, 192)]
+        results += [sd_shape(width, given.dtype) for width in (128, 192)]
     print("\nall alike" if all(results) else "\nNOT alike")
     sys.exit(0 if all(results) else 1)
 

@@ -59,13 +59,14 @@ class TextToImage:
     The seed contract. A picture's noise, at the start and at every stochastic step, follows from its own seed alone
     (`NoiseSource`), so the number of pictures and the batch size never change what is drawn.
 
-    The same bits. On a CPU in float32 a request gives the same pixels to the last bit: for every batch size and number
-    of threads, alone or among others, in this process or another, on every machine with this kind of CPU, operating
-    system and release of torch (`benchmarks/exact.py` tells of a machine whether it holds). The PNGs are the same too,
-    but for the number of threads in their metadata. For that, pictures go through a CPU one by one whatever the batch
-    size, and no operation may sum in an order that depends on the threads (`PointwiseConv2d`, `attention`). Not
-    promised: the same bits on another kind of CPU, on a GPU with another batch size, or in half precision. There
-    matrix products are summed in another order, which changes the last bits of a picture and not what it shows.
+    The same bits. On a CPU, in float32 and in the fast form's bfloat16, a request gives the same pixels to the last
+    bit: for every batch size and number of threads, alone or among others, in this process or another, on every machine
+    with this kind of CPU, operating system, release of torch and, in the fast form, compiled kernels or none
+    (`benchmarks/exact.py` tells of a machine whether it holds). The PNGs are the same too, but for the number of
+    threads in their metadata. For that, pictures go through a CPU one by one whatever the batch size, and no operation may sum
+    in an order that depends on the threads (`PointwiseConv2d`, `attention`, `kernels/`). Not promised: the same bits on
+    another kind of CPU, or on a GPU with another batch size. There matrix products are summed in another order, which
+    changes the last bits of a picture and not what it shows.
     """
 
     def __init__(self, bundle: ModelBundle, *, fast: bool = True) -> None:

@@ -45,9 +45,13 @@ REQUEST = GenerationRequest(
 SEEDS = (0, 1, MAX_SEED)
 
 
-@pytest.fixture(scope="module")
-def model() -> TextToImage:
-    return TextToImage(tiny_bundle())
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> TextToImage:
+    """In float32, and in the fast form."""
+    bundle = tiny_bundle()
+    for part in (bundle.unet, bundle.vae, bundle.text_encoder):
+        part.to(getattr(torch, request.param))
+    return TextToImage(bundle)
 
 
 @pytest.fixture(autouse=True)
@@ -228,20 +232,21 @@ import json, sys, torch
 from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage
 from latentgen.request import complete_request
-threads, batch_size = int(sys.argv[1]), int(sys.argv[2])
+threads, batch_size, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(threads)
-model = TextToImage.load(device="cpu")
+model = TextToImage.load(device="cpu", dtype=dtype)
 asked = {"prompt": "a lighthouse at sunset", "steps": 1, "width_px": 128, "height_px": 64}
 requests = [complete_request(model.bundle.config, seed=seed, **asked) for seed in (0, 4294967295)]
 print(json.dumps([pixels_sha256(result.pixels) for result in model.generate(requests, batch_size=batch_size)]))
 """
 
 
-def test_the_embedded_model_in_other_processes() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_model_in_other_processes(dtype: str) -> None:
     cells = [(1, 1), (2, 2), (4, 1)]
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", DRAW, str(threads), str(size)],
+            [sys.executable, "-c", DRAW, str(threads), str(size), dtype],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": str(threads)},
         )
