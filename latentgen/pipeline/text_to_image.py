@@ -63,10 +63,10 @@ class TextToImage:
     bit: for every batch size and number of threads, alone or among others, in this process or another, on every machine
     with this kind of CPU, operating system, release of torch and, in the fast form, compiled kernels or none
     (`benchmarks/exact.py` tells of a machine whether it holds). The PNGs are the same too, but for the number of
-    threads in their metadata. For that, pictures go through a CPU one by one whatever the batch size, and no operation may sum
-    in an order that depends on the threads (`PointwiseConv2d`, `attention`, `kernels/`). Not promised: the same bits on
-    another kind of CPU, or on a GPU with another batch size. There matrix products are summed in another order, which
-    changes the last bits of a picture and not what it shows.
+    threads in their metadata. For that, pictures go through a CPU one by one whatever the batch size, and no operation
+    may sum in an order that depends on the threads (`PointwiseConv2d`, `attention`, `kernels/`). Not promised: the same
+    bits on another kind of CPU, or on a GPU with another batch size. There matrix products are summed in another order,
+    which changes the last bits of a picture and not what it shows.
     """
 
     def __init__(self, bundle: ModelBundle, *, fast: bool = True) -> None:
