@@ -32,7 +32,8 @@ Scaling = Annotated[
     typer.Option(
         "--scaling",
         help="How latents come to unit size: fold each channel's mean and spread into the weights, scaling_factor 1; "
-        "or measured: one scaling_factor in config.json, as SD has it. Default: fold, where there is a quant_conv.",
+        "energy: fold in a rotation too, to components as large as what they change in the picture; or measured: one "
+        "scaling_factor in config.json, as SD has it. Default: fold, where there is a quant_conv.",
     ),
 ]
 Reconstruction = Annotated[
@@ -148,7 +149,7 @@ def train_vae(
         adversarial_from=disc_start,
     )
     if scaling is not None:
-        one_of("--scaling", scaling, ("fold", "measured"))
+        one_of("--scaling", scaling, ("fold", "energy", "measured"))
         if decoder_only:
             raise InputError("--decoder-only keeps the latents as they are", hint="leave --scaling out")
     if config.compile and disc_weight:
@@ -173,7 +174,7 @@ def train_vae(
     from latentgen.checkpoints.folder import load_vae, save_vae
     from latentgen.data.records import fingerprint
     from latentgen.training.discriminator import PatchDiscriminator
-    from latentgen.training.latent_statistics import fold_latent_statistics, latent_statistics, measured_scaling
+    from latentgen.training.latent_statistics import scale_latents
     from latentgen.training.perceptual import load_perceptual, perceptual_identity
     from latentgen.training.vae import VALIDATION_PICTURES, VAEObjective
     from latentgen.training.vae_start import prepare_from_scratch
@@ -214,21 +215,22 @@ def train_vae(
     vae = objective.network.eval().vae
     if not decoder_only:
         measured_on = sorted({i * (len(pixels) - 1) // 199 for i in range(200)})
-        mean, std = latent_statistics(vae, pixels, measured_on)
-        fold = method == "fold"
-        vae.config = fold_latent_statistics(vae, mean, std) if fold else measured_scaling(vae.config, mean, std)
+        vae.config = scale_latents(vae, pixels, measured_on, method)
     with torch.inference_mode():
         figures = objective.validate(objective.network)
     save_vae(vae, run.out / "model" / "vae")
     finish(run, trained.outcome, figures)
 
 
-def _scaling_method(asked: str | None, shape: VAEConfig) -> Literal["fold", "measured"]:
+def _scaling_method(asked: str | None, shape: VAEConfig) -> Literal["fold", "energy", "measured"]:
     """How the latents of a VAE of this shape are scaled. Raises InputError for a fold into convolutions it has not."""
     foldable = shape.use_quant_conv and shape.use_post_quant_conv
-    if asked == "fold" and not foldable:
-        raise InputError("--scaling fold needs a VAE with quant_conv and post_quant_conv", hint="--scaling measured")
-    return "measured" if asked == "measured" or not foldable else "fold"
+    if asked in ("fold", "energy") and not foldable:
+        what = f"--scaling {asked} needs a VAE with quant_conv and post_quant_conv"
+        raise InputError(what, hint="--scaling measured")
+    if asked == "measured" or not foldable:
+        return "measured"
+    return "energy" if asked == "energy" else "fold"
 
 
 def _vae_shape(channels: str | None, latent_channels: int | None, resolution: int) -> VAEConfig:

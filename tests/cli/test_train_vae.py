@@ -181,7 +181,7 @@ REFUSED = [
     (("--perceptual", "lpips"), "--perceptual lpips: its weights are not in", 2),
     (("--perceptual", "clip"), "--perceptual clip: there is no --perceptual-model", 2),
     (("--perceptual-model", "nowhere"), "no folder at --perceptual-model nowhere", 3),
-    (("--scaling", "one"), "--scaling one is not one of fold, measured", 2),
+    (("--scaling", "one"), "--scaling one is not one of fold, energy, measured", 2),
     (("--scaling", "fold", "--decoder-only", "--init", "m"), "--decoder-only keeps the latents as they are", 2),
 ]
 

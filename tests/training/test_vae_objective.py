@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from torch import nn
 from latentgen.data.pixels import PixelCache, to_float
 from latentgen.errors import ConfigError
 from latentgen.images.similarity import psnr_db, ssim
-from latentgen.training.latent_statistics import fold_latent_statistics, latent_statistics, measured_scaling
+from latentgen.training.latent_statistics import (
+    fold_latent_statistics,
+    latent_geometry,
+    latent_statistics,
+    measured_scaling,
+    scale_latents,
+)
 from latentgen.training.vae import VAEObjective, gradient_l1, kl_divergence, reconstruct
 from latentgen.training.vae_settings import VAELossWeights
 from latentgen.training.vae_start import prepare_from_scratch
@@ -119,6 +126,34 @@ def test_folding_makes_latents_white_and_changes_no_picture(tiny_data: TinyData)
     folded_mean, folded_std = latent_statistics(vae, tiny_data.pixels, items)
     torch.testing.assert_close(folded_mean, torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(folded_std, torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_energy_scaling_makes_latents_as_large_as_they_show(tiny_data: TinyData) -> None:
+    """Uncorrelated, ordered, of unit variance on average, and no reconstruction changes."""
+    vae = tiny_vae(replace(VAE, latent_channels=4)).double()
+    assert vae.post_quant_conv is not None
+    with torch.no_grad():
+        vae.post_quant_conv.weight[:, 3] = 0  # a channel that the decoder does not look at
+    items = list(range(10))
+    pixels = to_float(tiny_data.pixels.batch(items)).double()
+    before = vae.decode(vae.encode(pixels)[0])
+    config = scale_latents(vae, tiny_data.pixels, items, "energy")
+    assert (config.scaling_factor, config.shift_factor) == (1.0, 0.0)
+    mean, logvar = vae.encode(pixels)
+    torch.testing.assert_close(vae.decode(mean), before, rtol=1e-7, atol=1e-7)
+    assert torch.equal(logvar, logvar[:1, :, :1, :1].expand_as(logvar))
+    after = latent_geometry(vae, tiny_data.pixels, items)
+    torch.testing.assert_close(after.mean, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    variances = after.covariance.diagonal()
+    torch.testing.assert_close(after.covariance, torch.diag(variances), rtol=0, atol=1e-6)
+    assert float(variances.mean()) == pytest.approx(1, rel=1e-5)
+    assert variances.tolist() == sorted(variances.tolist(), reverse=True)
+    energies = after.metric.diagonal() * variances
+    shares = energies / energies.sum()
+    expected = shares.clamp(min=1e-4).sqrt()
+    # The changes that measure the metric are those of other axes now; the decoder is not linear.
+    torch.testing.assert_close(variances, expected / expected.mean(), rtol=0.1, atol=0.02)
+    assert shares[3] < 1e-6
 
 
 def test_statistics_are_those_of_the_posterior_mean(tiny_data: TinyData) -> None:
