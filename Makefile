@@ -6,8 +6,10 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 # Also reaches pip's isolated build environments, which -c does not.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
+SIDES ?= latentgen,plain,diffusers
+
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation install install-dev clean
+.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation bench-speed install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -61,6 +63,9 @@ bench-faults: $(VENV)/.installed-dev  ## what a training run survives: kills, fu
 
 bench-training: $(VENV)/.installed-dev  ## time a training step against diffusers' network
 	$(BIN)/python benchmarks/training.py
+
+bench-speed: $(VENV)/.installed-dev  ## U-Net step and VAE decode beside diffusers (and OpenVINO, where it is installed) at SD 1.5's size
+	$(BIN)/python benchmarks/speed.py --sides $(SIDES)
 
 bench-generation: $(VENV)/.installed-dev  ## parity with diffusers at full size, samplers' errors, bits, memory (an hour)
 	$(BIN)/python benchmarks/parity.py
