@@ -180,6 +180,26 @@ def _check_header(content: dict[str, Any], data_start: int, size: int, path: Pat
     return Header(tuple(entries), cast("dict[str, str]", metadata))
 
 
+def read_account(path: Path, kind: str) -> dict[str, Any] | None:
+    """What latentgen wrote of itself into a safetensors file's metadata; None if that is not of this kind.
+
+    Raises FileNotFoundError for a file that is not there, ModelLoadError for one that is no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, os.fstat(file.fileno()).st_size, path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        account = json.loads(header.metadata.get("latentgen", "null"))
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    known = cast("dict[str, Any]", account) if isinstance(account, dict) else {}
+    return known if known.get("kind") == kind else None
+
+
 def _check_entry(name: str, fields: object, data_start: int, path: Path, known: Mapping[str, int]) -> TensorEntry:
     if not name or len(name) > 512 or not name.isascii() or not name.isprintable():
         raise ModelLoadError(f"{path}: a tensor's name is not plain text: {name[:80]!a}")

@@ -7,7 +7,6 @@ is JSON: the autoencoder's fingerprint, pixels per latent pixel, and the picture
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from latentgen.checkpoints.header import read_header
+from latentgen.checkpoints.header import read_account
 from latentgen.checkpoints.io import is_finite, read_tensors, write_tensors
 from latentgen.errors import ModelLoadError, ModelNotFoundError
 
@@ -83,24 +82,17 @@ def read_latents(path: Path) -> LatentsFile:
 def _about(path: Path) -> dict[str, Any]:
     """The JSON of the header's metadata."""
     try:
-        with path.open("rb") as file:
-            header = read_header(file, os.fstat(file.fileno()).st_size, path)
+        about = read_account(path, KIND)
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {path}") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        about = json.loads(header.metadata.get("latentgen", "null"))
-    except (json.JSONDecodeError, RecursionError):
-        about = None
-    if not isinstance(about, dict) or about.get("kind") != KIND:
+    if about is None:
         raise ModelLoadError(f"{path} does not hold latents", hint="they are made by: latentgen encode")
     if about.get("format") != FORMAT:
         raise ModelLoadError(
             f"{path} has format {about.get('format')!r}; this version reads {FORMAT}",
             hint="use the version of latentgen that made it",
         )
-    return cast("dict[str, Any]", about)
+    return about
 
 
 def _picture(value: object, path: Path) -> EncodedPicture:

@@ -84,7 +84,7 @@ class GuidedDenoiser:
         self.prediction_type: PredictionType = prediction_type
         self.cond = cond
         self.uncond = None if uncond is None else uncond.expand_as(cond)
-        self._both = None if self.uncond is None else torch.cat([cond, self.uncond])
+        self._both: Tensor | None = None
         """One tensor for all steps: a network may keep what it computes of it."""
         self.guidance = guidance
         self.rescale = rescale
@@ -95,11 +95,13 @@ class GuidedDenoiser:
 
     def _network_at(self, sigma: Tensor) -> Network:
         """The network with its text bound in, as the noise levels sigma (B,) call for it."""
-        if self.uncond is None or self._both is None or self.guidance == 1 or not self._is_guided(sigma):
+        if self.uncond is None or self.guidance == 1 or not self._is_guided(sigma):
             return lambda x_t, t: self.network(x_t, t, self.cond)
         if self.guidance == 0:
             uncond = self.uncond
             return lambda x_t, t: self.network(x_t, t, uncond)
+        if self._both is None:
+            self._both = torch.cat([self.cond, self.uncond])
         both = self._both
         return lambda x_t, t: self._guided(x_t, t, both)
 

@@ -7,7 +7,6 @@ the judge can be trained on them, and its own errors measured on fresh renders.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgen.checkpoints.header import read_header
+from latentgen.checkpoints.header import read_account
 from latentgen.checkpoints.io import load_strict, read_tensors, write_tensors
 from latentgen.errors import ModelLoadError, ModelNotFoundError
 from latentgen.evaluation.labels import GLOBAL_FACTORS, POSITIONS, LabelSet
@@ -149,19 +148,12 @@ def load_probe(path: Path, *, device: torch.device | str = "cpu") -> Probe:
 
 def _read_config(path: Path) -> ProbeConfig:
     try:
-        with path.open("rb") as file:
-            header = read_header(file, os.fstat(file.fileno()).st_size, path)
+        about = read_account(path, KIND)
     except FileNotFoundError:
         raise ModelNotFoundError(
             f"there is no probe at {path}", hint="make one: latentgen evaluate train-probe"
         ) from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        about = json.loads(header.metadata.get("latentgen", "null"))
-    except (json.JSONDecodeError, RecursionError):
-        about = None
-    if not isinstance(about, dict) or about.get("kind") != KIND:
+    if about is None:
         raise ModelLoadError(f"{path} is not a probe", hint="they are made by: latentgen evaluate train-probe")
     if about.get("format") != FORMAT:
         raise ModelLoadError(f"{path} has format {about.get('format')!r}; this version reads {FORMAT}")
