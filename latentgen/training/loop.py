@@ -274,8 +274,9 @@ class _Run:
         self.parameters = dict(bare.named_parameters())
         self.ema = EMA(bare, config.ema_decay) if config.ema_decay is not None else None
         self.raw_optimizer = make_optimizer(
-            bare, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, beta2=config.adam_beta2
-        )
+            bare, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, beta2=config.adam_beta2,
+            shares=1 if self.sharded else self.processes,
+        )  # fmt: skip
         if checkpoint is not None:
             if self.ema is not None and checkpoint.ema:
                 self.ema.load(checkpoint.ema)

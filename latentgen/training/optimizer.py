@@ -9,7 +9,7 @@ weights, so this one flattens them to (out, in * kh * kw).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,13 @@ SMALLEST_MATRIX_SIDE = 4
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups marked `muon` are stepped by Muon instead."""
+    """AdamW whose groups marked `muon` are stepped by Muon instead.
+
+    shares: over how many data-parallel processes the matrices are shared out. All hold the same gradients, so each
+    finds the updates of some matrices and sends them to the others. (All of it was a third of our U-Net's step.)
+    """
+
+    shares: int = 1
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -42,9 +48,7 @@ class MuonAdamW(torch.optim.AdamW):
         groups = self.param_groups
         for group in groups:
             if group["muon"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._muon_step(parameter, group)
+                self._muon_step(group)
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
             super().step()
@@ -58,19 +62,60 @@ class MuonAdamW(torch.optim.AdamW):
         super().__setstate__({**state, "param_groups": [group for group in groups if not group["muon"]]})
         self.param_groups = groups
 
-    def _muon_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter, direction in zip(parameters, self._directions(parameters), strict=True):
+            rows, columns = parameter.shape[0], parameter[0].numel()
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            update = parted_like(direction.to(parameter.dtype), parameter)
+            parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+    def _directions(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The orthogonalized momentum of each parameter: whole, in bfloat16."""
+        if self.shares == 1:
+            return [self._direction(parameter) for parameter in parameters]
+        rank = torch.distributed.get_rank()
+        owners = shared_out([_cost(parameter) for parameter in parameters], self.shares)
+        directions = [
+            self._direction(parameter, find=owner == rank) for parameter, owner in zip(parameters, owners, strict=True)
+        ]
+        for work in [
+            torch.distributed.broadcast(direction.view(torch.uint8), src=owner, async_op=True)
+            for direction, owner in zip(directions, owners, strict=True)
+        ]:
+            work.wait()
+        return directions
+
+    def _direction(self, parameter: Tensor, *, find: bool = True) -> Tensor:
+        """Take the gradient into the momentum, and orthogonalize that; without `find` there is room for it only."""
         gradient = parameter.grad
-        assert gradient is not None, "checked by step"
+        assert gradient is not None, "checked by the caller"
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - MUON_MOMENTUM)
+        if not find:
+            return parameter.new_empty(parameter.shape, dtype=torch.bfloat16)
         # A matrix of which each process holds some rows is put together first: its directions are those of all rows.
         nesterov = whole(gradient.lerp(momentum, MUON_MOMENTUM))
-        update = parted_like(orthogonalize(nesterov.flatten(1)).view_as(nesterov).to(parameter.dtype), parameter)
-        rows, columns = parameter.shape[0], parameter[0].numel()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+        return orthogonalize(nesterov.flatten(1)).reshape(nesterov.shape).contiguous()
+
+
+def shared_out(costs: Sequence[float], shares: int) -> list[int]:
+    """Which share each falls to, so that the shares cost about the same: the dearest first, to whoever has least."""
+    loads = [0.0] * shares
+    owners = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda each: -costs[each]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners
+
+
+def _cost(parameter: Tensor) -> float:
+    """Multiplications of one Newton-Schulz step."""
+    rows, columns = parameter.shape[0], parameter[0].numel()
+    short, long = min(rows, columns), max(rows, columns)
+    return short * short * (2.0 * long + short)
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -88,13 +133,14 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def make_optimizer(
-    network: nn.Module, *, lr: float, muon_lr: float | None, weight_decay: float, beta2: float
+    network: nn.Module, *, lr: float, muon_lr: float | None, weight_decay: float, beta2: float, shares: int = 1
 ) -> torch.optim.AdamW:
     """AdamW over all trainable parameters; with `muon_lr`, Muon over matrices and kernels.
 
     Each group carries `peak_lr`, which the loop scales by the schedule. Weight decay is on matrices and kernels only,
     not on biases, norms and embeddings. Embeddings stay with AdamW: a row's update should not depend on other rows. So
     does a discriminator, without decay: before it takes part its gradient is 0, and it must stay as it is.
+    shares: data-parallel processes among which Muon's work is shared out.
     """
     apart = (module for module in network.modules() if isinstance(module, nn.Embedding | PatchDiscriminator))
     undecayed = {id(parameter) for module in apart for parameter in module.parameters()}
@@ -115,7 +161,9 @@ def make_optimizer(
         {"params": decayed, "muon": False, "peak_lr": lr, "weight_decay": weight_decay},
         {"params": plain, "muon": False, "peak_lr": lr, "weight_decay": 0.0},
     ]
-    return MuonAdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, beta2), fused=True)
+    optimizer = MuonAdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, beta2), fused=True)
+    optimizer.shares = shares
+    return optimizer
 
 
 MUON_STATE = frozenset({"momentum"})

@@ -116,6 +116,17 @@ def test_a_sharded_run_leaves_the_same_files(two: Path) -> None:
                 torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-3)
 
 
+def test_muon_shared_out_is_muon_by_each_process(two: Path) -> None:
+    """Each process orthogonalizes some of the matrices: the same bits as when each does all of them."""
+    shared, unshared = (RunDir(two / "replicated" / run).latest() for run in ("muon", "muon-unshared"))
+    assert shared is not None
+    assert unshared is not None
+    assert any(name.endswith(":momentum") for name in shared.optimizer)
+    for ours, theirs in ((shared.model, unshared.model), (shared.optimizer, unshared.optimizer)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_muon_orthogonalizes_whole_matrices(two: Path, tiny_data: TinyData, tmp_path: Path) -> None:
     """Sharded by rows, a matrix is put together first; of rows alone the update is another."""
     train(build(tiny_data, "unet"), tmp_path, batch_size=2, grad_accum=2, max_steps=3, muon_lr=0.02)

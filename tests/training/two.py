@@ -9,7 +9,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from torch import nn
+from torch.optim import AdamW
+
+from latentgen.training import loop
+from latentgen.training.optimizer import make_optimizer
 from latentgen.training.rng import Draw
 from latentgen.training.sharding import SWITCH
 from latentgen.training.vae import VAEBatch
@@ -37,10 +44,18 @@ def equal(data: TinyData, folder: Path, parts: tuple[str, ...]) -> None:
         train(build(data, part), folder / part, batch_size=2, grad_accum=1, max_steps=3)
 
 
+def make_unshared(network: nn.Module, **options: Any) -> AdamW:
+    return make_optimizer(network, **options | {"shares": 1})
+
+
 def main(folder: Path, stops: list[int], last: int) -> None:
     def replicated(rank: int) -> int:
         data = TinyData(folder / f"data-{rank}", 10)
         equal(data, folder / "replicated", PARTS)
+        options = {"batch_size": 2, "grad_accum": 1, "max_steps": 3, "muon_lr": 0.02}
+        train(build(data, "unet"), folder / "replicated" / "muon", **options)
+        with patch.object(loop, "make_optimizer", make_unshared):
+            train(build(data, "unet"), folder / "replicated" / "muon-unshared", **options)
         exact(data, folder / "exact", stops, last=last)
         # Only the second process is signalled, in its third step's first forward pass; both stop after that step.
         signalled = spoiled(data, 5, "signal" if rank == 1 else "nothing")

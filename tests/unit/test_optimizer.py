@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentgen.training.optimizer import MUON_MOMENTUM, MuonAdamW, make_optimizer, orthogonalize
+from latentgen.training.optimizer import MUON_MOMENTUM, MuonAdamW, make_optimizer, orthogonalize, shared_out
 from latentgen.training.scaler_state import load_scaler, scaler_tensors
 
 
@@ -142,6 +142,11 @@ def test_a_kernel_is_stepped_as_its_flattened_matrix() -> None:
     for parameter in (kernel, matrix):
         MuonAdamW([{"params": [parameter], "muon": True, "weight_decay": 0.1}], lr=0.05).step()
     assert torch.equal(kernel.data.flatten(1), matrix.data)
+
+
+def test_work_is_shared_out_evenly() -> None:
+    assert shared_out([5, 1, 4, 3, 3], 2) == [0, 1, 1, 1, 0], "5 + 3 and 4 + 3 + 1"
+    assert shared_out([1.0, 2.0], 3) == [1, 0]
 
 
 def test_state_loads_and_goes_on_as_before() -> None:
