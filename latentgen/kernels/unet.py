@@ -9,17 +9,15 @@ import torch
 from torch import nn
 
 from latentgen.kernels.layers import (
-    FastCrossAttention,
-    FastGEGLU,
     FastGroupNorm,
     FastResnetBlock,
-    FastSelfAttention,
+    FastTransformerBlock,
     PackedConv2d,
     PackedLinear,
     PackedPointwiseConv2d,
 )
 from latentgen.kernels.library import why_unavailable
-from latentgen.models.attention import GEGLU, Attention, TransformerBlock
+from latentgen.models.attention import TransformerBlock
 from latentgen.models.layers import PointwiseConv2d, ResnetBlock
 from latentgen.models.unet import UNet
 
@@ -30,9 +28,7 @@ FAST = (
     PackedPointwiseConv2d,
     FastGroupNorm,
     FastResnetBlock,
-    FastSelfAttention,
-    FastCrossAttention,
-    FastGEGLU,
+    FastTransformerBlock,
 )
 
 
@@ -88,28 +84,24 @@ def slow_down(unet: UNet) -> None:
         _exchange(unet, _plain)
 
 
-def _exchange(module: nn.Module, other: Callable[[nn.Module, nn.Module], nn.Module | None]) -> None:
+def _exchange(module: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
     for name, child in module.named_children():
-        replacement = other(child, module)
+        replacement = other(child)
         if replacement is None:
             _exchange(child, other)
         else:
             module.register_module(name, replacement)
 
 
-def _fast(layer: nn.Module, parent: nn.Module) -> nn.Module | None:
+def _fast(layer: nn.Module) -> nn.Module | None:
     """The fast form of a layer; None if it has none of its own."""
     match layer:
-        case Attention() if isinstance(parent, TransformerBlock) and layer is parent.attn1:
-            return FastSelfAttention(layer)
-        case Attention():
-            return FastCrossAttention(layer)
+        case TransformerBlock():
+            return FastTransformerBlock(layer)
         case ResnetBlock():
             return FastResnetBlock(layer)
         case nn.GroupNorm():
             return FastGroupNorm(layer)
-        case GEGLU():
-            return FastGEGLU(layer)
         case PointwiseConv2d():
             return PackedPointwiseConv2d(layer)
         case nn.Conv2d():
@@ -120,7 +112,7 @@ def _fast(layer: nn.Module, parent: nn.Module) -> nn.Module | None:
             return None
 
 
-def _plain(layer: nn.Module, parent: nn.Module) -> nn.Module | None:
+def _plain(layer: nn.Module) -> nn.Module | None:
     if not isinstance(layer, FAST):
         return None
     plain = layer.plain()

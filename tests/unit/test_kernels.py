@@ -182,16 +182,33 @@ def test_packed_convolutions_are_torchs(stride: int) -> None:
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     packed = PackedConv2d(layer)
     with torch.inference_mode():
-        for side in (4, 10, 16):
-            x = bf16(2, 16, side, side, seed=side).to(memory_format=torch.channels_last)
+        for height, width in ((10, 10), (4, 4), (2, 7), (16, 16), (1, 3)):  # 16 pixels and fewer: as a product
+            x = bf16(2, 16, height, width, seed=height).to(memory_format=torch.channels_last)
             expected = F.conv2d(x, before["weight"], before["bias"], stride, 1)
-            assert torch.equal(packed(x), expected)
-            residual = bf16(*expected.shape, seed=1).to(memory_format=torch.channels_last)
             exact = F.conv2d(x.double(), before["weight"].double(), before["bias"].double(), stride, 1)
+            result = packed(x)
+            if packed.is_product:
+                assert relative_error(result, exact) < 0.002
+            else:
+                assert torch.equal(result, expected)
+            assert packed.is_product == (height * width <= 16)
+            assert result.shape == expected.shape
+            assert result.is_contiguous(memory_format=torch.channels_last)
+            residual = bf16(*expected.shape, seed=1).to(memory_format=torch.channels_last)
             assert relative_error(packed.plus(x, residual), exact + residual.double()) < 0.002
-    plain = packed.plain()
-    assert (plain.stride, plain.padding) == ((stride, stride), (1, 1))
-    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+            plain = packed.plain()
+            assert (plain.stride, plain.padding) == ((stride, stride), (1, 1))
+            assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+def test_small_maps_do_not_depend_on_the_batch_or_on_threads() -> None:
+    packed = PackedConv2d(nn.Conv2d(64, 96, 3, padding=1).bfloat16())
+    x = bf16(4, 64, 4, 4).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        whole = on_threads(lambda: packed(x))
+        parts = torch.cat([packed(x[:1]), packed(x[1:4])])
+    assert packed.is_product
+    assert all(torch.equal(each, parts) for each in whole)
 
 
 def test_packed_pointwise_convolution() -> None:
