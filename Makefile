@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SIDES ?= latentgen,plain,diffusers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation bench-speed install install-dev clean
+.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation bench-speed bench-approximate bench-throughput install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +66,12 @@ bench-training: $(VENV)/.installed-dev  ## time a training step against diffuser
 
 bench-speed: $(VENV)/.installed-dev  ## U-Net step and VAE decode beside diffusers (and OpenVINO, where it is installed) at SD 1.5's size
 	$(BIN)/python benchmarks/speed.py --sides $(SIDES)
+
+bench-approximate: $(VENV)/.installed-dev  ## what DeepCache, 8 bits and a guidance interval gain, and what they do to pictures
+	$(BIN)/python benchmarks/approximate.py
+
+bench-throughput: $(VENV)/.installed-dev  ## pictures a minute, one process or one a core, beside diffusers
+	$(BIN)/python benchmarks/throughput.py
 
 bench-generation: $(VENV)/.installed-dev  ## parity with diffusers at full size, samplers' errors, bits, memory (an hour)
 	$(BIN)/python benchmarks/parity.py

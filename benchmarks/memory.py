@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--model FOLDER] [--size 512] [--steps 2] [--dtype bfloat16]
 
-Each side is a process of its own that opens the same folder and draws one guided picture; the figures are the operating
-system's (`ru_maxrss`). Memory does not depend on what the weights are, nor on the number of steps after the second.
+Ours is drawn twice, whole and with --low-memory. Each is a process of its own that opens the same folder and draws one
+guided picture; the figures are the operating system's (`ru_maxrss`). Memory does not depend on what the weights are,
+nor on the number of steps after the second.
 Without --model a folder of SD 1.5's size is made of random bfloat16 weights, beside the temporary files, and removed.
 """
 
@@ -21,7 +22,7 @@ OURS = """
 import sys
 from latentgen import TextToImage
 folder, size, steps, dtype, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-model = TextToImage.load(folder, device="cpu", dtype=dtype)
+model = TextToImage.load(folder, device="cpu", dtype=dtype, low_memory=sys.argv[6:] == ["low"])
 draw = model.draw("a boat", seed=1, steps=steps, width_px=size, height_px=size, sampler="euler", guidance=7.5)
 next(draw).save(out)
 """
@@ -85,9 +86,10 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True)
         print(f"one {options.size}x{options.size} picture, {options.steps} steps, guidance on, {options.dtype}")
         print(f"{'':12} {'peak MiB':>9} {'wall s':>8}")
-        for name, script in (("latentgen", OURS), ("diffusers", THEIRS)):
+        sides = (("latentgen", OURS, ()), ("--low-memory", OURS, ("low",)), ("diffusers", THEIRS, ()))
+        for name, script, further in sides:
             arguments = [str(folder), str(options.size), str(options.steps), options.dtype, f"{scratch}/{name}.png"]
-            peak_mib, wall_s = peak(script, arguments)
+            peak_mib, wall_s = peak(script, [*arguments, *further])
             print(f"{name:12} {peak_mib:9.0f} {wall_s:8.1f}")
 
 

@@ -30,12 +30,12 @@ from latentgen.checkpoints.diffusers_config import (
     write_unet,
     write_vae,
 )
+from latentgen.checkpoints.hashes import sha256
 from latentgen.checkpoints.io import (
     is_finite,
     load_strict,
     raw_bytes,
     read_tensors,
-    sha256,
     sync_folder,
     without_numbers,
     write_tensors,
@@ -63,6 +63,7 @@ from latentgen.checkpoints.single_file import (
     read_vae_file,
     with_prediction_type,
 )
+from latentgen.checkpoints.single_layout import SingleFile
 from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, TextEncoderConfig
 from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
@@ -74,11 +75,13 @@ from latentgen.models.vae import AutoencoderKL
 __all__ = [
     "ModelBundle",
     "check_replaceable",
+    "load_config",
     "load_model",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",
     "load_vae",
+    "predicted_type",
     "published_tokenizer",
     "read_config",
     "read_folder_part",
@@ -124,16 +127,32 @@ class ModelBundle:
         # A file in the hub's cache is a link to one that is named after its hash.
         return self.folder.stem if self.folder.is_file() else self.folder.resolve().name
 
-    def fingerprint(self) -> str:
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def fingerprint(self, *, remembered: bool = True) -> str:
         """Ten hexadecimal digits that tell this model from any other; computed once, when first asked for.
 
         SHA-256 over the folder's files, so device and dtype it was loaded with do not change it; over a single file,
         which makes it A1111's model hash; over the numbers themselves for a model made in memory.
+        remembered: files that have not changed since they were last hashed are not read again (`hashes.py`).
         """
         if self._fingerprint is None:
-            digest = self._hash_numbers() if self.folder is None else sha256(*_model_files(self.folder))
+            if self.folder is None:
+                digest = self._hash_numbers()
+            else:
+                digest = sha256(*_model_files(self.folder), remembered=remembered)
             self._fingerprint = digest[:FINGERPRINT_DIGITS]
         return self._fingerprint
+
+    def outline(self) -> ModelBundle:
+        """A model of the same layers and shapes; its numbers may be missing (`pipeline/low_memory.py`)."""
+        return self
 
     def _hash_numbers(self) -> str:
         digest = hashlib.sha256(repr(self.config).encode())
@@ -152,23 +171,27 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.d
     """
     if path.is_file():
         return _load_single_file(path, device, dtype)
-    folder = path
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    config, tokenizer = load_config(path)
+    return ModelBundle(
+        unet=load_unet(path, device=device, dtype=dtype),
+        vae=load_vae(path, device=device, dtype=dtype),
+        text_encoder=load_text_encoder(path, device=device, dtype=dtype),
+        tokenizer=tokenizer,
+        config=config,
+        folder=path,
+    )
+
+
+def load_config(path: Path) -> tuple[ModelConfig, Tokenizer]:
+    """What a model is without its networks. Raises ModelLoadError if its tokenizer is not for its text encoder."""
+    config, tokenizer = read_config(path), load_tokenizer(path)
     text = config.text_encoder
     if tokenizer.vocab_size > text.vocab_size or text.max_position_embeddings != CONTEXT_LENGTH:
         raise ModelLoadError(
-            f"{folder}: the text encoder takes {text.max_position_embeddings} tokens out of {text.vocab_size}, "
+            f"{path}: the text encoder takes {text.max_position_embeddings} tokens out of {text.vocab_size}, "
             f"but the tokenizer gives {CONTEXT_LENGTH} out of {tokenizer.vocab_size}"
         )
-    return ModelBundle(
-        unet=load_unet(folder, device=device, dtype=dtype),
-        vae=load_vae(folder, device=device, dtype=dtype),
-        text_encoder=load_text_encoder(folder, device=device, dtype=dtype),
-        tokenizer=tokenizer,
-        config=config,
-        folder=folder,
-    )
+    return config, tokenizer
 
 
 def load_unet(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
@@ -233,12 +256,21 @@ def _load_single_file(path: Path, device: torch.device | str, dtype: torch.dtype
     file = open_single_file(path)
     config = file.config
     unet = _build(UNet, config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
-    if not file.is_prediction_known:
-        like = next(unet.parameters())
-        config = with_prediction_type(config, probe_prediction_type(unet, config, like))
+    config = _asked(file, config, unet)
     vae = _build(AutoencoderKL, config.vae, read_part(file, "vae", dtype=dtype), path, device, dtype)
     text = _build(CLIPTextModel, config.text_encoder, read_part(file, "text_encoder", dtype=dtype), path, device, dtype)
     return ModelBundle(unet, vae, text, published_tokenizer(config.text_encoder), config, path)
+
+
+def predicted_type(path: Path, config: ModelConfig, unet: UNet) -> ModelConfig:
+    """The config of a model with what its U-Net predicts, which an SD 2.x file that does not say is asked."""
+    return _asked(open_single_file(path), config, unet) if path.is_file() else config
+
+
+def _asked(file: SingleFile, config: ModelConfig, unet: UNet) -> ModelConfig:
+    if file.is_prediction_known:
+        return config
+    return with_prediction_type(config, probe_prediction_type(unet, config, next(unet.parameters())))
 
 
 def save_model(

@@ -6,7 +6,6 @@ They are written aside and renamed, so a crash leaves the old file, with the mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -222,15 +221,6 @@ def is_finite(tensor: Tensor) -> bool:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, in place."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def sha256(*paths: Path) -> str:
-    """SHA-256 over the contents of files, in hexadecimal; over several, of their digests in the order given."""
-    digests: list[bytes] = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def list_names(problem: str, names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Final, Literal
 
 from latentgen.config import ModelConfig
@@ -63,13 +64,13 @@ transformer (`networks/lora.py`, UNET_TARGET_REPLACE_MODULE). all: what kohya ad
 """
 
 
+@cache
 def _pattern(templates: tuple[str, ...]) -> re.Pattern[str]:
+    """What matches any of these. Compiled when a LoRA asks for it: all of them are many, and most starts want none."""
     return re.compile("|".join(re.escape(template).replace(r"\{\}", r"\d+") for template in templates))
 
 
-_TRAINED: Final = {targets: _pattern((*templates, *_TEXT)) for targets, templates in TARGETS.items()}
 _KNOWN: Final = (*TARGETS["all"], *_ENDS, *_TEXT)
-_IN_DIFFUSERS: Final = _pattern(_KNOWN)
 
 
 def kohya_name(name: str) -> str:
@@ -78,21 +79,23 @@ def kohya_name(name: str) -> str:
     return KOHYA_PREFIXES[part] + path.replace(".", "_")
 
 
-_IN_KOHYA: Final = tuple(
-    # The text encoder's `text_model` is left out where transformers 5 wrote the file.
-    (re.compile(kohya_name(template).replace("{}", r"(\d+)").replace("text_model_", "(?:text_model_)?")), template)
-    for template in _KNOWN
-)
+@cache
+def _kohya_patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple(
+        # The text encoder's `text_model` is left out where transformers 5 wrote the file.
+        (re.compile(kohya_name(template).replace("{}", r"(\d+)").replace("text_model_", "(?:text_model_)?")), template)
+        for template in _KNOWN
+    )
 
 
 def is_target(name: str, targets: Targets) -> bool:
     """Whether a layer is trained; of the text encoder all are that can be, its attention and its MLPs."""
-    return _TRAINED[targets].fullmatch(name) is not None
+    return _pattern((*TARGETS[targets], *_TEXT)).fullmatch(name) is not None
 
 
 def from_kohya(name: str) -> str | None:
     """Our name of a layer that kohya calls `name`; None if our networks have no such layer."""
-    for pattern, template in _IN_KOHYA:
+    for pattern, template in _kohya_patterns():
         if match := pattern.fullmatch(name):
             return template.format(*match.groups())
     return None
@@ -105,7 +108,7 @@ def from_diffusers(name: str) -> str | None:
     if ".processor." in name:  # diffusers before 0.18, where the matrices were the attention processors'
         name = name.replace(".processor.", ".")
         name = f"{name}.0" if name.endswith(".to_out") else name
-    return name if _IN_DIFFUSERS.fullmatch(name) else None
+    return name if _pattern(_KNOWN).fullmatch(name) else None
 
 
 def from_peft(name: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from latentgen.checkpoints.hashes import sha256
 from latentgen.checkpoints.layout import CONFIG, part_folder, read_vae_part, weight_files
 from latentgen.config import ModelConfig, VAEConfig
 from latentgen.errors import ModelLoadError, ModelNotFoundError
@@ -38,9 +38,5 @@ def other_vae_name(path: Path) -> str:
 def other_vae_fingerprint(path: Path) -> str:
     """Ten hexadecimal digits of the SHA-256: of the file itself, or of a folder's weights and config together."""
     own = None if path.is_file() else part_folder(path, "vae")
-    digests: list[bytes] = []
-    for each in (path,) if own is None else (*weight_files(own, "vae"), own / CONFIG):
-        with each.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
-    return whole.hex()[:10]
+    files = (path,) if own is None else (*weight_files(own, "vae"), own / CONFIG)
+    return sha256(*files, remembered=True)[:10]

@@ -5,7 +5,6 @@ All of it is found and looked at before torch is imported; `AddOns.add_to` then 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -189,6 +188,7 @@ def _find_in_folder(name: str, what: str, others: Sequence[str]) -> Path:
 
 def _look_at(path: Path) -> LoRAFile:
     """Raise ModelLoadError for a file that is no LoRA, from its header alone."""
+    from latentgen.checkpoints.hashes import sha256
     from latentgen.checkpoints.identify import identify
 
     identity = identify(path)
@@ -199,8 +199,7 @@ def _look_at(path: Path) -> LoRAFile:
     if not identity.is_supported:
         raise ModelLoadError(f"{path} is {identity.title}", hint="LoRAs for Stable Diffusion 1.x and 2.x can be used")
     try:
-        with path.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:FINGERPRINT_DIGITS]
+        fingerprint = sha256(path, remembered=True)[:FINGERPRINT_DIGITS]
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
     return LoRAFile(path, LoRAUse(name=path.stem, fingerprint=fingerprint))

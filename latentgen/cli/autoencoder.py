@@ -56,7 +56,7 @@ def load_autoencoder(
     import torch
 
     from latentgen.checkpoints.folder import load_model, load_vae
-    from latentgen.checkpoints.io import sha256
+    from latentgen.checkpoints.hashes import sha256
     from latentgen.checkpoints.layout import find_weights, part_folder
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.pipeline import choose_device, choose_dtype

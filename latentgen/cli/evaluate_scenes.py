@@ -96,7 +96,7 @@ def scenes(
         records = list_records(nearest)
 
     items = make_items(name, per_category, seed)
-    from latentgen.checkpoints.io import sha256
+    from latentgen.checkpoints.hashes import sha256
     from latentgen.cli.loading import load_model
     from latentgen.evaluation.benchmark import Drawn, corpus_version, judge, render_items
     from latentgen.evaluation.drawing import draw_missing, plan_series, plan_shots

@@ -30,6 +30,7 @@ from latentgen.cli.option_file import with_config
 from latentgen.cli.output import PictureFiles
 from latentgen.cli.plan import Entry, Flags, plan_requests
 from latentgen.cli.prompt_syntax import SyntaxOptions, plain_entries, tell_of_prompts
+from latentgen.cli.ranks import Alone, Share, join_ranks
 from latentgen.cli.seeing import Seeing, SeeingOptions
 from latentgen.cli.seen_words import tell_of_unseen_words
 from latentgen.cli.sheets import SWEEP_FOLDER, Album, Grid, NoAlbum, open_sweep
@@ -70,7 +71,18 @@ def generate(
 
     latentgen generate "a {red|blue} fox" --sweep guidance=3:12:3 --sweep sampler=euler,dpmpp_2m
     """
-    console = Console(messages.quiet, messages.verbose, messages.json_events, not messages.no_progress)
+    ranks = join_ranks(computer.processes)
+    console = Console(
+        messages.quiet or not ranks.is_first,
+        messages.verbose,
+        messages.json_events,
+        not messages.no_progress,
+    )
+    if messages.dry_run and not ranks.is_first:
+        return
+    ranks.follow()
+    if ranks.count > 1:
+        _check_together(words, watching)
     # Parse
     axes, swept_prompts = parse_axes(sweeping.sweep or [])
     entries = _entries(words, swept_prompts, _flags(words, drawing, init))
@@ -84,6 +96,7 @@ def generate(
     if axes:
         sweep = open_sweep(sweeping, wildcard, file, files.folder)
         entries = sweep.plan(axes, entries)
+    entries = ranks.with_seeds(entries)
     # Resolve: everything that can be wrong is found before torch is imported
     folder = resolve_model(model)
     config, init_files = read_drawable(folder), InitFiles()
@@ -92,9 +105,10 @@ def generate(
     requests = add_ons.with_loras(requests)
     embeddings = look_at_embeddings(syntax.embedding or (), config)
     requests = with_embeddings(requests, embeddings)
-    warn_of_unused(console, requests, embeddings)
-    tell_of_prompts(console, requests, folder, embeddings, strict=syntax.strict_prompt)
-    tell_of_unseen_words(console, requests, folder, [file.name for file in embeddings])
+    if ranks.is_first:
+        warn_of_unused(console, requests, embeddings)
+        tell_of_prompts(console, requests, folder, embeddings, strict=syntax.strict_prompt)
+        tell_of_unseen_words(console, requests, folder, [file.name for file in embeddings])
     check_memory(requests, config, computer.device, computer.dtype)
     undrawn = requests if sweep is None else sweep.undrawn(requests)
     paths = files.check(undrawn)
@@ -106,39 +120,59 @@ def generate(
     if messages.dry_run:
         _print_plan(console, undrawn, paths, config.size_multiple_px)
         return
-    # Build
-    from latentgen.cli.loading import load_model
+    if not ranks.has_share(len(undrawn)):
+        return
+    with ranks.together(len(undrawn)):
+        # Build
+        from latentgen.cli.loading import load_model
 
-    pipeline, load_s = load_model(
-        folder, device=computer.device, dtype=computer.dtype, threads=computer.threads, fast=computer.fast
-    )
-    pipeline.vae_tiling = computer.vae_tiling
-    console.detail(f"loaded {pipeline.name} on {pipeline.device} in {load_s:.2f} s")
-    load_embeddings(console, pipeline, requests, embeddings)
-    add_ons.add_to(pipeline, requests, console)
-    if drawing.seed is None or drawing.seed == options.RANDOM_SEED:
-        seeds = list(dict.fromkeys(str(request.seed) for request in requests))
-        console.note(f"seed {', '.join(seeds[:8])}{' …' if len(seeds) > 8 else ''}")
-    album: Album = NoAlbum()
-    if sweep is not None:
-        album, requests = sweep, sweep.begin(requests, pipeline.fingerprint)
-        files.check(requests)
-    elif sweeping.grid and not files.to_stdout:
-        album = Grid(files.folder, with_prompts=not file.no_metadata)
-    # Run and save
-    seeing.begin(pipeline, console)
-    _draw(
-        console,
-        pipeline,
-        requests,
-        files,
-        album,
-        seeing,
-        init_files,
-        batch_size=computer.batch_size,
-        with_metadata=not file.no_metadata,
-        load_s=load_s,
-    )
+        device, threads = ranks.device(computer.device), ranks.threads(computer.threads)
+        pipeline, load_s = load_model(
+            folder,
+            device=device,
+            dtype=computer.dtype,
+            threads=threads,
+            fast=computer.fast,
+            int8=computer.int8,
+            low_memory=computer.low_memory,
+        )
+        pipeline.vae_tiling = computer.vae_tiling
+        console.detail(f"loaded {pipeline.name} on {pipeline.device} in {load_s:.2f} s")
+        load_embeddings(console, pipeline, requests, embeddings)
+        add_ons.add_to(pipeline, requests, console)
+        if drawing.seed is None or drawing.seed == options.RANDOM_SEED:
+            seeds = list(dict.fromkeys(str(request.seed) for request in requests))
+            console.note(f"seed {', '.join(seeds[:8])}{' …' if len(seeds) > 8 else ''}")
+        album: Album = NoAlbum()
+        if sweep is not None:
+            album, requests = sweep, sweep.begin(requests, pipeline.fingerprint)
+            files.check(requests)
+        elif sweeping.grid and not files.to_stdout:
+            album = Grid(files.folder, with_prompts=not file.no_metadata)
+        ranks.meet()
+        # Run and save
+        seeing.begin(pipeline, console)
+        _draw(
+            console,
+            pipeline,
+            requests,
+            files,
+            album,
+            seeing,
+            init_files,
+            ranks,
+            batch_size=computer.batch_size,
+            with_metadata=not file.no_metadata,
+            load_s=load_s,
+        )
+
+
+def _check_together(words: PromptOptions, watching: SeeingOptions) -> None:
+    """Raise InputError for what several processes cannot do."""
+    if "-" in [*(words.prompts or []), *(words.prompt or [])]:
+        raise InputError("several processes cannot read one standard input", hint="name a file: --prompts FILE")
+    if watching != SeeingOptions():
+        raise InputError("--preview, --gif and --save-steps are for one process")
 
 
 def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions) -> Flags:
@@ -152,6 +186,7 @@ def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions) -> 
         guidance=drawing.guidance,
         guidance_rescale=drawing.guidance_rescale,
         guidance_interval=drawing.guidance_interval,
+        deep_cache=drawing.deep_cache,
         sampler=drawing.sampler,
         schedule=drawing.schedule,
         eta=drawing.eta,
@@ -201,58 +236,64 @@ def _draw(
     album: Album,
     seeing: Seeing,
     init_files: InitFiles,
+    ranks: Alone,
     *,
     batch_size: int | None,
     with_metadata: bool,
     load_s: float,
 ) -> None:
-    """Draw and save each picture as it comes; one that fails does not stop the others."""
+    """Draw and save this process's pictures, each as it comes; one that fails does not stop the others."""
     started = time.perf_counter()
-    failures: list[LatentgenError] = []
+    share = range(ranks.index, len(requests), ranks.count)
+    numbers = iter(share)
+    paths: dict[int, Path] = {}
+    failures: dict[int, LatentgenError] = {}
+    files.take_turns(ranks.index, ranks.count)
 
     def failed(request: GenerationRequest, failure: LatentgenError) -> None:
-        failures.append(failure)
+        failures[next(numbers)] = failure
+        files.skip()
         seeing.skip()
         console.event("failed", seed=request.seed, error=str(failure))
 
     shown = replace(console, progress_bar=console.progress_bar and not seeing.fills_terminal)
     with telling_warnings(console), shown.progress() as progress:
-        count = _step_counter(console, progress, sum(map(total_steps, requests)))
+        count = _step_counter(console, progress, ranks, sum(map(total_steps, requests)))
 
         def on_step(step: Step) -> None:
             count(step)
             seeing.on_step(step)
 
-        results = pipeline.generate(
-            requests, pictures=init_files, batch_size=batch_size, on_step=on_step, on_failure=failed
-        )
+        own = [requests[k] for k in share]
+        results = pipeline.generate(own, pictures=init_files, batch_size=batch_size, on_step=on_step, on_failure=failed)
         for result in results:
             path = files.save(result.request, result.encode(files.format, with_metadata=with_metadata))
+            paths[next(numbers)] = path
             album.add(path, result)
             console.result(path, seed=result.seed, **_seconds(result))
             for kept in seeing.keep(result.pixels):
                 console.result(kept, "steps")
-    for sheet in album.finish():
+    done = ranks.collect(Share(paths, failures))
+    if not ranks.is_first:
+        return
+    for sheet in album.finish([(path, requests[k]) for k, path in done.drawn.items()]):
         console.result(sheet, "sheet")
     total_s = time.perf_counter() - started
-    drawn = len(requests) - len(failures)
-    console.event("done", pictures=drawn, failed=len(failures), load_s=round(load_s, 4), draw_s=round(total_s, 4))
+    drawn, failed_ones = len(done.drawn), list(done.failures.values())
+    console.event("done", pictures=drawn, failed=len(failed_ones), load_s=round(load_s, 4), draw_s=round(total_s, 4))
     console.detail(f"{drawn} of {len(requests)} pictures in {total_s:.2f} s")
-    if failures and drawn:
-        raise PartialFailure(
-            f"{len(failures)} of {len(requests)} pictures failed: {failures[0].message}", hint=failures[0].hint
-        )
-    if failures:
-        raise failures[0]
+    if failed_ones and drawn:
+        first = failed_ones[0]
+        raise PartialFailure(f"{len(failed_ones)} of {len(requests)} pictures failed: {first.message}", hint=first.hint)
+    if failed_ones:
+        raise failed_ones[0]
 
 
-def _step_counter(console: Console, progress: Progress, total: int) -> Callable[[Step], None]:
+def _step_counter(console: Console, progress: Progress, ranks: Alone, total: int) -> Callable[[Step], None]:
     """A callback that reports picture steps: `total` is steps times pictures, a step of a batch counts each picture."""
-    done = 0
 
     def on_step(step: Step) -> None:
-        nonlocal done
-        done += len(step.x)
+        done = ranks.count_steps(len(step.x))
         progress(done, total, "drawing")
         console.event("step", done=done, total=total)
 

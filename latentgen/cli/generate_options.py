@@ -101,6 +101,16 @@ class DrawingOptions:
             help="Guide only from this share of the steps to that one, for instance 0.1,0.8. Default: 0,1.",
         ),
     ] = None
+    deep_cache: Annotated[
+        int | None,
+        typer.Option(
+            "--deep-cache",
+            metavar="N",
+            rich_help_panel=DRAWING,
+            help="Faster, another picture: compute the whole U-Net at one step of N only (DeepCache); 2 or 3 is good."
+            " Default: 1, off.",
+        ),
+    ] = None
     steps: Annotated[
         int | None, typer.Option("--steps", rich_help_panel=DRAWING, help="Sampler steps. Default: the model's.")
     ] = None
@@ -170,9 +180,29 @@ class ComputerOptions:
             help="Pictures that a GPU computes together; the last bit may differ. Default: 4. A CPU draws one by one.",
         ),
     ] = None
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            parser=options.parse_processes,
+            metavar="N",
+            rich_help_panel=COMPUTER,
+            help="Draw many pictures in so many processes, each with its GPU or its share of the CPU's threads, and the"
+            " model in its memory. The pictures are the same.",
+        ),
+    ] = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     fast: options.Fast = True
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            rich_help_panel=COMPUTER,
+            help="Faster, another picture: the U-Net in 8-bit integers, on a CPU that has bfloat16 and VNNI.",
+        ),
+    ] = False
+    low_memory: options.LowMemory = False
     threads: options.Threads = None
     vae_tiling: VaeTiling = "auto"
 

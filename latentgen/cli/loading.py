@@ -11,18 +11,29 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    folder: Path, *, device: str, dtype: str, threads: int | None, fast: bool = True
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    fast: bool = True,
+    int8: bool = False,
+    low_memory: bool = False,
+    remembered: bool = True,
 ) -> tuple[TextToImage, float]:
-    """Import torch and load a model folder; the pipeline, and the seconds both took together."""
+    """Import torch and load a model folder, as `TextToImage.load` does; the pipeline, and the seconds of both."""
     started = time.perf_counter()
     import torch
 
     from latentgen.kernels.memory import keep_freed_memory
     from latentgen.pipeline import TextToImage
 
-    if fast:
+    if fast and not low_memory:
         keep_freed_memory()
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return TextToImage.load(folder, device=device, dtype=dtype, fast=fast), time.perf_counter() - started
+    pipeline = TextToImage.load(
+        folder, device=device, dtype=dtype, fast=fast, int8=int8, low_memory=low_memory, remembered=remembered
+    )
+    return pipeline, time.perf_counter() - started

@@ -16,6 +16,7 @@ SEEING, COMPUTER, WORDS = "Seeing it come about", "Computer", "Messages"
 """Panels of the help page."""
 
 RANDOM_SEED = -1
+MAX_PROCESSES = 256
 
 
 def parse_seed(text: str) -> int:
@@ -64,6 +65,12 @@ def parse_dtype(text: str) -> str:
 def parse_threads(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_THREADS:
         raise InputError(f"--threads {text} is out of range", hint=f"1 to {MAX_THREADS}")
+    return int(text)
+
+
+def parse_processes(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_PROCESSES:
+        raise InputError(f"--processes {text} is out of range", hint=f"1 to {MAX_PROCESSES}")
     return int(text)
 
 
@@ -122,6 +129,14 @@ Fast = Annotated[
         "--fast/--no-fast",
         rich_help_panel=COMPUTER,
         help="On a CPU that has bfloat16: compute in it, with weights laid out for the CPU and compiled kernels.",
+    ),
+]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        rich_help_panel=COMPUTER,
+        help="Keep one network in memory at a time, read when it is needed: less memory, a little slower.",
     ),
 ]
 Threads = Annotated[

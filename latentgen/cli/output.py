@@ -54,7 +54,7 @@ class PictureFiles:
         self._template = f"{DEFAULT_NAME}.{ending}" if is_folder else path.name
         self._date = datetime.date.today().isoformat()
         self._numbered = "n" in _template_fields(self._template)
-        self._next = 1
+        self._next, self._stride = 1, 1
 
     def check(self, requests: Sequence[GenerationRequest]) -> list[Path]:
         """The files these requests will most likely become. Nothing is written.
@@ -95,7 +95,7 @@ class PictureFiles:
             raise RuntimeFailure(f"the folder {self.folder} could not be made: {error.strerror}") from None
         while True:
             path = self._path(request, self._next)
-            self._next += 1
+            self._next += self._stride
             try:
                 write_file(path, data, overwrite=self.overwrite)
             except FileExistsError:
@@ -103,6 +103,15 @@ class PictureFiles:
                     raise InputError(f"--output {path} exists", hint="--overwrite replaces it") from None
             else:
                 return path
+
+    def take_turns(self, index: int, count: int) -> None:
+        """Be one of so many processes, which take numbers in turn. Comes after `check`."""
+        self._next += index
+        self._stride = count
+
+    def skip(self) -> None:
+        """Leave out the next number: its picture failed."""
+        self._next += self._stride
 
     def _path(self, request: GenerationRequest, n: int) -> Path:
         values = {"date": self._date, "n": n, "seed": request.seed, "prompt_slug": prompt_slug(request.prompt)}

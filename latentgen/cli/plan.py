@@ -36,6 +36,7 @@ class Flags:
     guidance: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    deep_cache: int | None = None
     sampler: str | None = None
     schedule: str | None = None
     eta: float | None = None
@@ -119,6 +120,7 @@ def _requests(
             guidance=flags.guidance,
             guidance_rescale=flags.guidance_rescale,
             guidance_interval=flags.guidance_interval,
+            deep_cache=flags.deep_cache,
             sampler=sampler,
             schedule=schedule,
             eta=flags.eta,

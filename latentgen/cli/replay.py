@@ -100,6 +100,8 @@ def replay(
         dtype=recorded_dtype if dtype == "auto" else dtype,
         threads=_threads(recorded.computation) if threads is None else threads,
         fast=recorded.computation.kernels != "none",
+        int8=recorded.computation.kernels.endswith("int8"),
+        remembered=not verify,
     )
     add_ons.add_to(pipeline)
     pipeline.vae_tiling = cast("Tiling", recorded.computation.vae_tiling)

@@ -33,8 +33,8 @@ class Album(Protocol):
 
     def add(self, path: Path, result: GenerationResult) -> None: ...
 
-    def finish(self) -> Sequence[Path]:
-        """The sheets that were written."""
+    def finish(self, drawn: Sequence[tuple[Path, GenerationRequest]]) -> Sequence[Path]:
+        """Write the sheets, with what was drawn in this run, in order; their files."""
         ...
 
 
@@ -42,7 +42,7 @@ class NoAlbum:
     def add(self, path: Path, result: GenerationResult) -> None:
         pass
 
-    def finish(self) -> Sequence[Path]:
+    def finish(self, drawn: Sequence[tuple[Path, GenerationRequest]]) -> Sequence[Path]:
         return ()
 
 
@@ -52,24 +52,23 @@ class Grid:
     def __init__(self, folder: Path, *, with_prompts: bool) -> None:
         self._folder = folder
         self._with_prompts = with_prompts
-        self._pictures: list[tuple[Path, GenerationRequest]] = []
 
     def add(self, path: Path, result: GenerationResult) -> None:
-        self._pictures.append((path, result.request))
+        pass
 
-    def finish(self) -> Sequence[Path]:
+    def finish(self, drawn: Sequence[tuple[Path, GenerationRequest]]) -> Sequence[Path]:
         from latentgen.images.files import write_file
         from latentgen.images.grid import Layout, lay_out
 
-        if not self._pictures:
+        if not drawn:
             return ()
-        requests = [request for _, request in self._pictures]
+        requests = [request for _, request in drawn]
         layout = lay_out(requests)
         if not self._with_prompts:
             width = math.ceil(math.sqrt(len(requests)))
             captions = tuple(f"seed {request.seed}" for request in requests)
             layout = Layout(_block(range(len(requests)), width), (), (), captions)
-        data = _draw([path for path, _ in self._pictures], layout)
+        data = _draw([path for path, _ in drawn], layout)
         number = 1
         while True:
             path = self._folder / f"grid-{number:05}.png"
@@ -154,11 +153,12 @@ class SweepFolder:
             "seconds": round(timings.text_s + timings.denoise_s + timings.decode_s, 4),
         }
         self._append(json.dumps(record, ensure_ascii=False))
-        self._files[_key(request, metadata.fingerprint)] = path.name
 
-    def finish(self) -> Sequence[Path]:
+    def finish(self, drawn: Sequence[tuple[Path, GenerationRequest]]) -> Sequence[Path]:
         from latentgen.images.files import write_file
 
+        # Read again, for the lines of other processes.
+        self._files |= {_key(each["request"], each["fingerprint"]): each["file"] for each in self._read()}
         sheets = list(_sheets(self._axes, self._requests))
         written: list[Path] = []
         for number, (indices, layout) in enumerate(sheets, start=1):

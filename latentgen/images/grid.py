@@ -22,7 +22,13 @@ MAX_ROW_LABEL = 0.6
 ELLIPSIS = "..."
 """The built-in font lacks the single character."""
 BACKGROUND, INK, FAINT = (250, 250, 248), (24, 24, 28), (96, 96, 104)
-_NAMES = {"guidance_rescale": "rescale", "negative_prompt": "negative", "clip_skip": "clip skip", "eta": "eta"}
+_NAMES = {
+    "guidance_rescale": "rescale",
+    "negative_prompt": "negative",
+    "clip_skip": "clip skip",
+    "deep_cache": "deep cache",
+    "eta": "eta",
+}
 """What a field is called on a sheet; others by their own name."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -13,6 +13,7 @@ from latentgen.request import GenerationRequest
 FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""
 
+KERNELS = ("none", "oneDNN", "compiled", "oneDNN int8", "compiled int8")
 MAX_THREADS = 1024
 MAX_BATCH_SIZE = 1024
 """Limits of what a run may use, and so of what a picture's file may make `replay` use."""
@@ -36,7 +37,7 @@ class Computation:
     vae_tiling: str = "auto"
     """"auto", "on" or "off": whether the autoencoder worked in tiles."""
     kernels: str = "none"
-    """"none", "oneDNN" or "compiled": what computed the U-Net's fast form, if it had one."""
+    """What computed the U-Net's fast form, if it had one: one of `KERNELS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,8 @@ class PictureMetadata:
                 raise InputError(f"the picture's metadata: {name} is out of range", hint=f"1 to {high}")
         if computed["vae_tiling"] not in ("auto", "on", "off"):
             raise InputError("the picture's metadata: vae_tiling is neither auto, on nor off")
-        if computed["kernels"] not in ("none", "oneDNN", "compiled"):
-            raise InputError("the picture's metadata: kernels is neither none, oneDNN nor compiled")
+        if computed["kernels"] not in KERNELS:
+            raise InputError(f"the picture's metadata: kernels is none of {', '.join(KERNELS)}")
         return cls(
             request=GenerationRequest.from_json(cast("dict[str, Any]", request)),
             computation=Computation(**computed),

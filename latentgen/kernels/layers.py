@@ -99,16 +99,17 @@ class PackedConv2d(nn.Module):
             layer = nn.Conv2d(
                 *self.channels, self.kernel_size, stride, padding, dilation, self.groups, self.bias is not None
             )
-        layer.weight, layer.bias = nn.Parameter(self._dense()), self.bias
+        layer.weight, layer.bias = _parameter(self._dense()), self.bias
         return layer
 
     def _take_form(self, x: Tensor) -> None:
         """Lay the weights out anew where another size of map wants the other form."""
         is_product = self.can_be_product and x.shape[2] * x.shape[3] <= _SMALL_MAP
         if is_product != self.is_product:
-            weight = self._dense()
-            self.is_product = is_product
-            self.packed = self._packed(weight)
+            with torch.inference_mode(False), torch.no_grad():  # the weights may be wanted for training again
+                weight = self._dense()
+                self.is_product = is_product
+                self.packed = self._packed(weight)
 
     def _packed(self, weight: Tensor) -> Tensor:
         if self.is_product:  # (Cout, 3, 3, Cin): beside each other what lies so in a channels_last map
@@ -152,7 +153,7 @@ class PackedPointwiseConv2d(nn.Module):
         (product,) = self.product.plain()
         with torch.device("meta"):
             layer = PointwiseConv2d(product.in_features, product.out_features)
-        layer.weight = nn.Parameter(product.weight.data[:, :, None, None])
+        layer.weight = _parameter(product.weight.data[:, :, None, None])
         layer.bias = product.bias
         return layer
 
@@ -325,10 +326,15 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer of these very tensors, weight (out, in) and bias (out,)."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight)
+    layer.weight = _parameter(weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias)
+        layer.bias = _parameter(bias)
     return layer
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """One that can be trained, unless the network was made in inference mode."""
+    return nn.Parameter(value, requires_grad=not value.is_inference())
 
 
 def _attention(heads: int, to_q: nn.Linear, to_k: nn.Linear, to_v: nn.Linear, to_out: nn.Linear) -> Attention:

@@ -23,3 +23,10 @@ def keep_freed_memory() -> None:
         if not mallopt(M_MMAP_THRESHOLD, 1 << 30):
             mallopt(M_MMAP_THRESHOLD, 32 << 20)
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def return_freed_memory() -> None:
+    """Give the kernel back what was freed and glibc still holds. Without glibc nothing is done."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)

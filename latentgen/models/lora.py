@@ -165,14 +165,14 @@ class LoRANetwork(nn.Module):
 
 def layers_of(unet: UNet, text_encoder: CLIPTextModel | None) -> dict[str, Layer]:
     """Every linear layer and convolution by its part and path: `unet.conv_in`, `text_encoder.text_model. ...`."""
-    parts = {"unet": unet, "text_encoder": text_encoder}
-    return {
-        f"{part}.{path}": layer
-        for part, network in parts.items()
-        if network is not None
-        for path, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
+    text = {} if text_encoder is None else layers_in("text_encoder", text_encoder)
+    return {**layers_in("unet", unet), **text}
+
+
+def layers_in(part: str, network: nn.Module) -> dict[str, Layer]:
+    """Those of one part, by names as in `layers_of`."""
+    layers = {f"{part}.{path}": layer for path, layer in network.named_modules()}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
 
 def _add(adapter: Adapter) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

@@ -7,6 +7,7 @@ Architecture: latent diffusion, arXiv:2112.10752, section 3.3, on the U-Net of D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ from latentgen.errors import ShapeError
 from latentgen.models.attention import SpatialTransformer
 from latentgen.models.embeddings import TimeEmbedding, timestep_embedding
 from latentgen.models.layers import Downsample, ResnetBlock, Upsample, recomputed, silu_, zero_init
+
+SHALLOW_LAYERS = 2
+"""Of the outermost level's way up: those that are computed at every call, whatever is kept (`DeepFeatures`)."""
+
+
+@dataclass(slots=True, eq=False)
+class DeepFeatures:
+    """What one call of a U-Net leaves for later calls with the same context and neighbouring timesteps.
+
+    DeepCache, arXiv:2312.00858, section 3.2, with the skip branch of its experiments: a call that finds features here
+    computes the first layer of the way down and the last two of the way up alone.
+    """
+
+    features: Tensor | None = None
+    """(B, C, h, w), what enters the last two layers of the way up; None lets the next call compute them."""
 
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
@@ -123,10 +139,24 @@ class UpBlock(Block):
         self.attentions = nn.ModuleList(_transformer(config, level) for _ in layers if config.attention_levels[level])
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(width)])
 
-    def forward(self, x: Tensor, skips: Sequence[Tensor], time_emb: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w) and one skip a layer, in the order in which they are joined -> the finer level's input."""
-        assert len(skips) == len(self.resnets), "one skip a layer"
-        for index, skip in enumerate(skips):
+    def forward(
+        self,
+        x: Tensor,
+        skips: Sequence[Tensor],
+        time_emb: Tensor,
+        context: Tensor,
+        *,
+        deep: DeepFeatures | None = None,
+    ) -> Tensor:
+        """x (B, C, h, w) and one skip a layer, in the order in which they are joined -> the finer level's input.
+
+        Fewer skips than layers are those of the last layers, and x is what enters the first of them. `deep` is given
+        what enters the last `SHALLOW_LAYERS`.
+        """
+        count = len(self.resnets)
+        for index, skip in enumerate(skips, count - len(skips)):
+            if deep is not None and index == count - SHALLOW_LAYERS:
+                deep.features = x
             x = self.layer(index, time_emb, context, x, skip)
         for upsample in self.upsamplers:
             x = upsample(x)
@@ -155,12 +185,12 @@ class UNet(nn.Module):
             if isinstance(module, Block):
                 module.recompute = True
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, *, deep: DeepFeatures | None = None) -> Tensor:
         """Predict from noisy latents x at timestep t under the text context.
 
         Shapes: x (B, in_channels, h, w), sides multiples of 2^(levels - 1); t (B,) or a scalar for all, int or float,
         in timesteps; context (B, M, cross_attention_dim), M = 77 for one chunk of text. Returns (B, out_channels,
-        h, w), zero before training.
+        h, w), zero before training. `deep` is filled if it is empty, else used; without it nothing is kept.
         Raises ShapeError when one of them does not fit this network or the others.
         """
         t = torch.as_tensor(t, device=x.device).reshape(-1)
@@ -169,6 +199,14 @@ class UNet(nn.Module):
         time_emb = self.time_embedding(sinusoids.expand(len(x), -1))  # (B, time_embed_dim)
 
         x = self.conv_in(x)
+        if deep is not None and deep.features is not None:
+            x = self._shallow(x, deep.features, time_emb, context)
+        else:
+            x = self._all(x, time_emb, context, deep)
+        return self.conv_out(silu_(self.conv_norm_out(x)))
+
+    def _all(self, x: Tensor, time_emb: Tensor, context: Tensor, deep: DeepFeatures | None) -> Tensor:
+        """Down, through the middle and up: (B, C, h, w) -> (B, C, h, w)."""
         skips = [x]
         for block in self.down_blocks:
             x, block_skips = block(x, time_emb, context)
@@ -177,10 +215,18 @@ class UNet(nn.Module):
         x = self.mid_block(x, time_emb, context)
 
         layers = self.config.layers_per_block + 1
-        for block in self.up_blocks:
+        *coarser, outermost = self.up_blocks
+        for block in coarser:
             skips, block_skips = skips[:-layers], skips[-layers:]
             x = block(x, block_skips[::-1], time_emb, context)
-        return self.conv_out(silu_(self.conv_norm_out(x)))
+        return outermost(x, skips[::-1], time_emb, context, deep=deep)
+
+    def _shallow(self, x: Tensor, features: Tensor, time_emb: Tensor, context: Tensor) -> Tensor:
+        """The same with what enters the last layers already there: those, and what they need of the way down."""
+        outermost_down, outermost_up = self.down_blocks[0], self.up_blocks[-1]
+        assert isinstance(outermost_down, DownBlock), "a U-Net's way down"
+        first = outermost_down.layer(0, time_emb, context, x)
+        return outermost_up(features, [first, x], time_emb, context)
 
     def _check_shapes(self, x: Tensor, t: Tensor, context: Tensor) -> None:
         config = self.config

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgen.checkpoints.folder import FINGERPRINT_DIGITS, ModelBundle
-from latentgen.checkpoints.io import sha256
+from latentgen.checkpoints.hashes import sha256
 from latentgen.checkpoints.lora import LoadReport, LoRAWeights, match_lora, merged_weight, read_lora
 from latentgen.errors import InputError
-from latentgen.models.lora import LowRankUpdate, layers_of
+from latentgen.models.lora import Layer, LowRankUpdate, layers_in, layers_of
+from latentgen.pipeline.low_memory import OnDemandBundle
 from latentgen.prompts.syntax import parse_prompt
 from latentgen.request import GenerationRequest, LoRAUse, RequestError
 
@@ -38,8 +39,8 @@ class Adapters:
         Raises ModelNotFoundError or ModelLoadError if it cannot be read or was made for another model.
         """
         lora = read_lora(path)
-        report = match_lora(self.bundle, lora)
-        use = LoRAUse(name=path.stem, fingerprint=sha256(path)[:FINGERPRINT_DIGITS], scale=scale)
+        report = match_lora(self.bundle.outline(), lora)
+        use = LoRAUse(name=path.stem, fingerprint=sha256(path, remembered=True)[:FINGERPRINT_DIGITS], scale=scale)
         self._files[use.fingerprint] = (lora, report)
         return use
 
@@ -66,10 +67,14 @@ class Adapters:
         if loras == self._merged:
             return
         assert self._originals is not None, "`check` refuses other LoRAs after use_for_good"
+        if isinstance(self.bundle, OnDemandBundle):
+            self._merged = loras
+            self.bundle.read_anew()  # and `merge_into` what is read
+            return
         self._before_change()
         self._take_out(self._originals)
         try:
-            self._merge(loras, self._originals)
+            self._merge(loras, self._originals, self._layers())
         except BaseException:
             self._take_out(self._originals)
             raise
@@ -79,12 +84,17 @@ class Adapters:
         """As `use`, without keeping what the weights were before: no other LoRAs can be used afterwards."""
         self.use(())
         self._before_change()
-        self._merge(loras, None)
+        self._merge(loras, None, self._layers())
         self._merged, self._originals = loras, None
 
+    def merge_into(self, part: str, network: nn.Module) -> None:
+        """Put the LoRAs in use into one part, "unet" or "text_encoder", that has just been read."""
+        self._merge(self._merged, None, layers_in(part, network))
+
     @torch.no_grad()
-    def _merge(self, loras: Sequence[LoRAUse], originals: dict[str, Tensor] | None) -> None:
-        layers = layers_of(self.bundle.unet, self.bundle.text_encoder)
+    def _merge(
+        self, loras: Sequence[LoRAUse], originals: dict[str, Tensor] | None, layers: Mapping[str, Layer]
+    ) -> None:
         updates: dict[str, list[tuple[LowRankUpdate, float]]] = {}
         for use in loras:
             for name, update in self._files[use.fingerprint][0].modules.items():
@@ -96,9 +106,12 @@ class Adapters:
                 originals[name] = weight.detach().to("cpu", copy=True)
             weight.copy_(merged_weight(weight, scaled))
 
+    def _layers(self) -> dict[str, Layer]:
+        return layers_of(self.bundle.unet, self.bundle.text_encoder)
+
     @torch.no_grad()
     def _take_out(self, originals: dict[str, Tensor]) -> None:
-        layers = layers_of(self.bundle.unet, self.bundle.text_encoder)
+        layers = self._layers()
         for name, original in originals.items():
             layers[name].weight.copy_(original)
         originals.clear()

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from latentgen.models.unet import UNet
+from latentgen.models.unet import DeepFeatures, UNet
+from latentgen.pipeline.deep_cache import DeepCache
 
 
 class Network:
     """network(x_t (B, C, h, w) float32, t (B,), context (B, L, D)) -> prediction (B, C, h, w)."""
 
-    def __init__(self, unet: UNet, extra: Tensor | None = None, *, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        extra: Tensor | None = None,
+        *,
+        channels_last: bool = False,
+        deep_cache: DeepCache | None = None,
+        one_by_one: bool = False,
+    ) -> None:
         """extra (B, E, h, w): further input channels of every call, as an inpainting U-Net takes them.
 
         channels_last: the layout of feature maps that the U-Net's fast form wants.
+        deep_cache: what of the U-Net's features is kept from call to call; None is nothing.
+        one_by_one: pictures, and both passes of guidance, go through one after the other: half the feature maps.
         """
         self.unet = unet
         self.extra = extra
         self.dtype = next(unet.parameters()).dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.deep_cache = deep_cache
+        self.one_by_one = one_by_one
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         if self.extra is not None:
             copies = len(x) // len(self.extra)  # both passes of guidance
             x = torch.cat([x, self.extra.repeat(copies, 1, 1, 1)], dim=1)
         x = x.to(self.dtype, memory_format=self.layout)
+        if self.one_by_one and len(x) > 1:
+            rows = zip(x.split(1), t.split(1), context.split(1), self._kept(context, len(x)), strict=True)
+            return torch.cat([self._predict(*row) for row in rows])
+        (deep,) = self._kept(context, 1)
+        return self._predict(x, t, context, deep)
+
+    def _kept(self, context: Tensor, calls: int) -> Sequence[DeepFeatures | None]:
+        """What each of a look's calls of the U-Net keeps or reuses."""
+        return [None] * calls if self.deep_cache is None else self.deep_cache.features(context, calls)
+
+    def _predict(self, x: Tensor, t: Tensor, context: Tensor, deep: DeepFeatures | None) -> Tensor:
         if self._depends_on_threads(x):
-            return self.unet(x.repeat(2, 1, 1, 1), t.repeat(2), context.repeat(2, 1, 1))[:1]
-        return self.unet(x, t, context)
+            return self.unet(x.repeat(2, 1, 1, 1), t.repeat(2), context.repeat(2, 1, 1), deep=deep)[:1]
+        return self.unet(x, t, context, deep=deep)
 
     def _depends_on_threads(self, x: Tensor) -> bool:
         """Whether a CPU would compute one picture alone, without guidance, in an order that depends on its threads.

@@ -18,7 +18,7 @@ from typing import Unpack, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgen import __version__, embedded_model_path
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_vae
@@ -32,13 +32,16 @@ from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.kernels.unet import FastForm
+from latentgen.models.unet import UNet
 from latentgen.pipeline.adapters import Adapters
 from latentgen.pipeline.conditioning import Conditioner, Conditioning
 from latentgen.pipeline.decoding import decode, encode
+from latentgen.pipeline.deep_cache import CachingDenoiser, DeepCache
 from latentgen.pipeline.devices import choose_device, choose_dtype, dtype_name
 from latentgen.pipeline.drawing import Drawing
 from latentgen.pipeline.hires import enlarge
 from latentgen.pipeline.init_picture import InitPictures, as_tensor
+from latentgen.pipeline.low_memory import OnDemandBundle, Part
 from latentgen.pipeline.network import Network
 from latentgen.pipeline.result import GenerationResult, Timings
 from latentgen.pipeline.start import Start, start_from_noise, start_from_picture
@@ -69,17 +72,23 @@ class TextToImage:
     which changes the last bits of a picture and not what it shows.
     """
 
-    def __init__(self, bundle: ModelBundle, *, fast: bool = True) -> None:
-        """fast: on a CPU in bfloat16, draw with the U-Net's fast form (`kernels/`); elsewhere it means nothing."""
+    def __init__(self, bundle: ModelBundle, *, fast: bool = True, int8: bool = False) -> None:
+        """fast: on a CPU in bfloat16, draw with the U-Net's fast form (`kernels/`); elsewhere it means nothing.
+
+        int8: that form with 8-bit integers, another picture in less time. Raises InputError where there is none.
+        """
         self.bundle = bundle
         self.name = bundle.name
         self.schedule = NoiseSchedule.from_config(bundle.config.diffusion)
         self.latent_space = LatentSpace.from_config(bundle.config.vae)
         self.fingerprint = bundle.fingerprint()
-        parameter = next(bundle.unet.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.fast_form = FastForm(bundle.unet, wanted=fast)
+        self.device, self.dtype = bundle.device, bundle.dtype
+        self.fast_form = FastForm(bundle.unet, wanted=fast, int8=int8)
         self.adapters = Adapters(bundle, self.fast_form.leave)
+        self.low_memory = isinstance(bundle, OnDemandBundle)
+        """Whether one network is in memory at a time; on a GPU the passes of guidance go one after the other too."""
+        if isinstance(bundle, OnDemandBundle):
+            bundle.follow(self._part_came, self._part_goes)
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
         """Whether every picture goes through the network alone, whatever the batch size; see the seed contract."""
@@ -90,17 +99,31 @@ class TextToImage:
 
     @classmethod
     def load(
-        cls, folder: Path | str | None = None, *, device: str = "auto", dtype: str = "auto", fast: bool = True
+        cls,
+        folder: Path | str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fast: bool = True,
+        int8: bool = False,
+        low_memory: bool = False,
+        remembered: bool = True,
     ) -> TextToImage:
         """Open a model folder, the embedded model if None.
 
+        `int8` draws with 8-bit integers on a CPU, another picture. `low_memory` keeps one network in memory at a time
+        (`low_memory.py`). `remembered` False hashes the model's files for the fingerprint whether or not they have
+        changed since the last time.
         `dtype` auto is float16 on a GPU; on a CPU that has bfloat16 it is that, unless `fast` is False, else float32.
-        Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device that is not there.
+        Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device or `int8` that is
+        not there.
         """
         folder = embedded_model_path() if folder is None else Path(folder)
         chosen = choose_device(device)
         precision = choose_dtype(dtype, chosen, fast=fast)
-        return cls(load_model(folder, device=chosen, dtype=precision), fast=fast)
+        bundle = (OnDemandBundle if low_memory else load_model)(folder, device=chosen, dtype=precision)
+        bundle.fingerprint(remembered=remembered)
+        return cls(bundle, fast=fast, int8=int8)
 
     def add_lora(self, path: Path | str, *, scale: float = 1.0) -> LoRAUse:
         """Read a LoRA file, kohya's or diffusers'; what is given back goes into a request's `loras`.
@@ -188,7 +211,6 @@ class TextToImage:
         for batch in batches:
             started = time.perf_counter()
             self.adapters.use(batch[0].loras)
-            self.fast_form.take_up()
             conditioning = self.conditioner.encode(batch)
             encoded = time.perf_counter()
             latents, failures = self._denoise(batch, conditioning, init, on_step)
@@ -301,8 +323,17 @@ class TextToImage:
     ) -> tuple[Tensor, list[RuntimeFailure | None]]:
         """One pass of the sampler: latents (B, C, h, w) float32, and for each picture what went wrong, if anything."""
         c, h, w = start.x.shape[1:]
-        denoiser = GuidedDenoiser(
-            Network(self.bundle.unet, start.extra, channels_last=self.fast_form.is_taken_up),
+        unet = self.bundle.unet
+        self.fast_form.take_up()
+        deep_cache = None if request.deep_cache == 1 else DeepCache(request.deep_cache)
+        guided = GuidedDenoiser(
+            Network(
+                unet,
+                start.extra,
+                channels_last=self.fast_form.is_taken_up,
+                deep_cache=deep_cache,
+                one_by_one=self.low_memory and not self.one_by_one,
+            ),
             self.schedule,
             self.bundle.config.diffusion.prediction_type,
             conditioning.cond,
@@ -311,6 +342,9 @@ class TextToImage:
             rescale=request.guidance_rescale,
             interval=guided_sigmas(start.sigmas, *request.guidance_interval),
         )
+        denoiser = start.constrain(guided)
+        if deep_cache is not None:
+            denoiser = CachingDenoiser(denoiser, deep_cache)
         finite: list[Tensor] = []
 
         def watch(step: Step) -> None:
@@ -323,7 +357,7 @@ class TextToImage:
         if SAMPLERS[request.sampler].accepts_eta:
             sampler = partial(cast("Callable[..., Tensor]", sampler), eta=request.eta)
         latents = sampler(
-            start.constrain(denoiser),
+            denoiser,
             start.x.to(self.device),
             start.sigmas,
             noise=lambda: source.draw((c, h, w)).to(self.device),
@@ -331,6 +365,17 @@ class TextToImage:
         )
         by_picture = torch.stack(finite).T.tolist()
         return latents, [self._failure(flags) for flags in by_picture]
+
+    def _part_came(self, part: Part, network: nn.Module) -> None:
+        """A network was read again: with the LoRAs in use, and in the form that draws."""
+        if isinstance(network, UNet):
+            self.fast_form.exchange(network)
+        if part != "vae":
+            self.adapters.merge_into(part, network)
+
+    def _part_goes(self, part: Part) -> None:
+        if part == "unet":
+            self.fast_form.exchange(None)
 
     def _failure(self, finite: list[bool]) -> RuntimeFailure | None:
         """What to say of a picture whose estimates were finite at these steps; None if all were."""
@@ -399,6 +444,7 @@ def _walk(request: GenerationRequest) -> tuple[object, ...]:
         request.guidance,
         request.guidance_rescale,
         request.guidance_interval,
+        request.deep_cache,
         request.sampler,
         request.schedule,
         request.eta,

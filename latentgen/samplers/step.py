@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,15 @@ class Sampler(Protocol):
     ) -> Tensor: ...
 
 
+@runtime_checkable
+class SteppedDenoiser(Denoiser, Protocol):
+    """A denoiser that is told which step it is asked for; samplers look at it once or twice within a step."""
+
+    def begin_step(self, index: int) -> None:
+        """Before the first look of step `index`, 0 .. total - 1."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """From one noise level to the next. Python floats, so that coefficients are exact to float64 on every device."""
@@ -67,6 +76,8 @@ def transitions(sigmas: Tensor) -> list[Transition]:
 
 def estimate(denoise: Denoiser, x: Tensor, at: Transition, on_step: OnStep | None) -> Tensor:
     """The clean estimate of x (B, C, h, w) at a step's start, reported to on_step."""
+    if isinstance(denoise, SteppedDenoiser):
+        denoise.begin_step(at.index)
     denoised = look(denoise, x, at.sigma)
     if on_step is not None:
         on_step(Step(at.index, at.total, at.sigma, x, denoised))

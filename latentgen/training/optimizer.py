@@ -79,11 +79,13 @@ class MuonAdamW(torch.optim.AdamW):
         directions = [
             self._direction(parameter, find=owner == rank) for parameter, owner in zip(parameters, owners, strict=True)
         ]
-        for work in [
+        sendings = [
             torch.distributed.broadcast(direction.view(torch.uint8), src=owner, async_op=True)
             for direction, owner in zip(directions, owners, strict=True)
-        ]:
-            work.wait()
+        ]
+        for sending in sendings:
+            if sending is not None:
+                sending.wait()
         return directions
 
     def _direction(self, parameter: Tensor, *, find: bool = True) -> Tensor:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.checkpoints.clip_folder import CLIP_MEAN, CLIP_STD, load_image_tower
-from latentgen.checkpoints.io import load_strict, sha256
+from latentgen.checkpoints.hashes import sha256
+from latentgen.checkpoints.io import load_strict
 from latentgen.checkpoints.layout import find_weights
 from latentgen.errors import ModelLoadError
 from latentgen.models.clip_image import CLIPImageModel

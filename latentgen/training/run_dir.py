@@ -26,7 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from latentgen.checkpoints.io import read_tensors, sha256, sync_folder, write_tensors
+from latentgen.checkpoints.hashes import sha256
+from latentgen.checkpoints.io import read_tensors, sync_folder, write_tensors
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.training.run_lock import locked

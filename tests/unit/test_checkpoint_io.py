@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from latentgen.checkpoints.hashes import sha256
 from latentgen.checkpoints.header import open_header
 from latentgen.checkpoints.io import (
     TORCH_DTYPES,
     load_strict,
     read_tensors,
-    sha256,
     write_tensors,
 )
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError, RuntimeFailure

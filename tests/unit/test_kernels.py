@@ -337,3 +337,13 @@ def test_nothing_of_torch_is_needed_to_compile() -> None:
     script = "import sys; sys.path.insert(0, sys.argv[1]); import build; assert 'torch' not in sys.modules"
     folder = str(Path(kernels_build.__file__).parent)
     subprocess.run([sys.executable, "-I", "-c", script, folder], check=True)
+
+
+def test_weights_that_have_drawn_can_be_trained() -> None:
+    """Whatever was laid out anew while a picture was drawn: tensors made in inference mode take no gradient."""
+    model = in_bfloat16(fast=True)
+    drawn(model)
+    model.fast_form.leave()
+    x, t, context = inputs()
+    model.bundle.unet(x, t, context).square().mean().backward()
+    assert all(weight.grad is not None for weight in model.bundle.unet.parameters())

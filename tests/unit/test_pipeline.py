@@ -184,8 +184,8 @@ def _poison(monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module, row: int, 
     calls = watch(monkeypatch, module)
     forward: Callable[..., Tensor] = module.forward
 
-    def poisoned(x: Tensor, *arguments: Any) -> Tensor:
-        answer = forward(x, *arguments).clone()
+    def poisoned(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        answer = forward(x, *arguments, **named).clone()
         if len(calls) > from_call:
             answer[row] = float("nan")
         return answer

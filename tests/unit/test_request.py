@@ -52,6 +52,7 @@ FULL = replace(
     REQUEST,
     guidance_rescale=0.7,
     guidance_interval=(0.1, 0.8),
+    deep_cache=2,
     clip_skip=2,
     loras=(
         LoRAUse(name="ink", fingerprint="0123456789", scale=0.8),
@@ -96,6 +97,9 @@ def test_what_says_nothing_is_not_written_and_so_older_versions_can_read_the_res
         ("guidance_interval", [0.5, 0.5]),
         ("guidance_interval", [0.0, 1.5]),
         ("guidance_interval", "all"),
+        ("deep_cache", 0),
+        ("deep_cache", 1001),
+        ("deep_cache", 2.0),
         ("guidance_rescale", 1.5),
         ("clip_skip", 0),
         ("clip_skip", 2.0),
