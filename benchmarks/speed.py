@@ -9,7 +9,8 @@ share of the best bfloat16 matrix product or convolution that this machine does 
 bfloat16. The weights are random and every tensor's are its own: OpenVINO merges equal constants.
 
 --embedded takes the embedded model instead (256 px); --pictures times whole pictures of 20 steps too. OpenVINO may live
-in another environment: --openvino-python names its interpreter.
+in another environment: --openvino-python names its interpreter. The side stable-diffusion.cpp takes a built program
+(`SD_CLI=path/to/sd-cli`), which begins anew for every answer and is asked for its own seconds.
 """
 
 from __future__ import annotations
@@ -105,11 +106,11 @@ def compare(contenders: list[Contender], job: str, runs: int, *, work: float | N
             peaks.append(peak_gflops())
     ours = statistics.median(taken[contenders[0].side])
     title = f"{job} px" if work is None else f"{job} px, {work:.0f} GFLOP, peak {statistics.median(peaks):.0f} GFLOPS"
-    print(f"\n{title}\n{'':12} {'median s':>9} {'least s':>9} {'ratio':>6} {'GFLOPS':>7} {'of peak':>8}")
+    print(f"\n{title}\n{'':20} {'median s':>9} {'least s':>9} {'ratio':>6} {'GFLOPS':>7} {'of peak':>8}")
     for side, seconds in taken.items():
         median = statistics.median(seconds)
         rate = "" if work is None else f"{work / median:7.0f} {work / median / statistics.median(peaks):8.0%}"
-        print(f"{side:12} {median:9.3f} {min(seconds):9.3f} {median / ours:6.2f} {rate}", flush=True)
+        print(f"{side:20} {median:9.3f} {min(seconds):9.3f} {median / ours:6.2f} {rate}", flush=True)
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python benchmarks/speed_contender.py SIDE FOLDER THREADS
 
-SIDE is latentgen, plain (latentgen without its fast form), diffusers or openvino. Each line of standard input is a job,
+SIDE is latentgen, plain (latentgen without its fast form), diffusers, openvino or stable-diffusion.cpp, whose program
+the environment variable SD_CLI names. Each line of standard input is a job,
 "step 512", "decode 512" or "picture 512 20"; each answer is the seconds it took, on a line. The first job of a kind and
 size is done twice, so that no answer holds what happens once: weights laid out, kernels chosen, graphs compiled.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,6 +182,37 @@ class OpenVINO:
         return draw
 
 
+class StableDiffusionCpp:
+    """Its program, run anew for every answer; the seconds are those that it says of the part in question."""
+
+    STEPS = 2
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.program, self.threads = os.environ["SD_CLI"], threads
+        self.model = folder.with_suffix(".safetensors")
+        if not self.model.exists():
+            command = [sys.executable, "-m", "latentgen", "convert", str(folder), str(self.model)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def run(self, size_px: int, steps: int, stages: Sequence[str]) -> float:
+        """Seconds of these stages of one picture, in bfloat16, the type of the weights."""
+        told = {"-m": self.model, "-p": PROMPT, "-W": size_px, "-H": size_px, "--steps": steps, "-t": self.threads}
+        told |= {"--cfg-scale": GUIDANCE, "--sampling-method": "euler", "-s": 1, "-o": self.model.with_suffix(".png")}
+        command = [self.program, *(str(each) for pair in told.items() for each in pair)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = dict(re.findall(r"(\w+) completed, taking ([\d.]+)s", said.stdout + said.stderr))
+        return sum(float(found[stage]) for stage in stages)
+
+    def step(self, size_px: int) -> Callable[[], object]:
+        return lambda: self.run(size_px, self.STEPS, ["sampling"]) / self.STEPS
+
+    def decode(self, size_px: int) -> Callable[[], object]:
+        return lambda: self.run(size_px, 1, ["decode_first_stage"])
+
+    def picture(self, size_px: int, steps: int) -> Callable[[], object]:
+        return lambda: self.run(size_px, steps, ["get_learned_condition", "sampling", "decode_first_stage"])
+
+
 def main() -> None:
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -194,6 +228,8 @@ def main() -> None:
             side = Diffusers(folder)
         case "openvino":
             side = OpenVINO(folder)
+        case "stable-diffusion.cpp":
+            side = StableDiffusionCpp(folder, threads)
         case _:
             sys.exit(f"no such side: {name}")
     jobs: dict[str, Callable[[], object]] = {}
@@ -205,8 +241,8 @@ def main() -> None:
                 jobs[line] = getattr(side, kind)(*map(int, numbers))
                 jobs[line]()
             started = time.perf_counter()
-            jobs[line]()
-            print(time.perf_counter() - started, flush=True)
+            answer = jobs[line]()
+            print(answer if isinstance(answer, float) else time.perf_counter() - started, flush=True)
 
 
 if __name__ == "__main__":
