@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +121,11 @@ def fit(
     with failures_told():
         accelerator = _make_accelerator(config)
         with run.locked() if accelerator.is_main_process else nullcontext(), noted() as stop:
-            outcome = _Run(objective, config, run, report, accelerator, stop).train(resume, override)
+            under_way = _Run(objective, config, run, report, accelerator, stop)
+            try:
+                outcome = under_way.train(resume, override)
+            finally:
+                under_way.close()
             accelerator.wait_for_everyone()
     if watch := current_watch():
         watch.close()
@@ -153,6 +159,11 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def works_ahead(device: torch.device) -> bool:
+    """Whether batches are made while the device computes; a CPU would do both at once, slower."""
+    return device.type != "cpu"
+
+
 class _Run:
     """A run in progress: what is trained, and how far it is."""
 
@@ -177,6 +188,8 @@ class _Run:
         if self.sharded:
             check_can_shard(self.bare_network, config)
         self.order = objective.order(config.seed, config.batch_size * config.grad_accum * self.processes)
+        self.maker = ThreadPoolExecutor(1) if works_ahead(accelerator.device) else None
+        self.batches_ahead: deque[Future[Any]] = deque()
         self.step = 0
         self.images_seen = 0
         self.interrupted_by: int | None = None
@@ -212,6 +225,10 @@ class _Run:
             (number,) = self.largest_over_processes(self.stop.signal_number or 0)
             self.interrupted_by = number or None
         return Outcome(self.step, self.images_seen, self.interrupted_by, self.is_main)
+
+    def close(self) -> None:
+        if self.maker is not None:
+            self.maker.shutdown(cancel_futures=True)
 
     def start(self, resume: str | None, override: Sequence[str]) -> Checkpoint | None:
         """The first process checks the run's folder and begins it; then all take up the same checkpoint, if any."""
@@ -324,14 +341,25 @@ class _Run:
         return loss_mean, {name: value / config.grad_accum for name, value in metric_sums.items()}, grad_norm
 
     def next_batch(self) -> Any:
-        """This process's share of the next samples, on its device, with the global generator seeded for dropout."""
+        """This process's share of the next samples, on its device, with the global generator seeded for dropout.
+
+        While a GPU computes, a thread makes the batch after this one: made in turn, batches of small latents take as
+        long as the step itself. What a batch holds depends on the numbers of its samples alone.
+        """
         accelerator = self.accelerator
-        processes, mine = accelerator.num_processes, accelerator.process_index
-        indices = range(self.images_seen, self.images_seen + self.config.batch_size * processes)
-        batch = self.objective.batch([self.order.draw(i) for i in indices if i % processes == mine])
-        torch.manual_seed(seed_for(self.config.seed, "dropout", self.images_seen, mine))
-        self.images_seen += len(indices)
+        ahead = self.batches_ahead
+        batch = ahead.popleft().result() if ahead else self.objective.batch(self.draws(self.images_seen))
+        torch.manual_seed(seed_for(self.config.seed, "dropout", self.images_seen, accelerator.process_index))
+        self.images_seen += self.config.batch_size * self.processes
+        if self.maker is not None:
+            ahead.append(self.maker.submit(self.objective.batch, self.draws(self.images_seen)))
         return batch._make(part.to(accelerator.device, non_blocking=True) for part in batch)
+
+    def draws(self, first: int) -> list[Draw]:
+        """This process's share of the samples of the step that begins with this one."""
+        indices = range(first, first + self.config.batch_size * self.processes)
+        mine = self.accelerator.process_index
+        return [self.order.draw(index) for index in indices if index % self.processes == mine]
 
     def over_processes(self, value: Tensor) -> Tensor:
         """The mean over all processes."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from latentgen.checkpoints.io import is_finite
 from latentgen.config import TrainConfig
 from latentgen.errors import InputError, RuntimeFailure
+from latentgen.training import loop
 from latentgen.training.loop import Objective
 from latentgen.training.run_dir import RunDir
 from latentgen.training.vae import VAEObjective
-from tests.training.tiny_runs import TinyData, gradient_difference, log_events, train
+from tests.training.tiny_runs import TinyData, build, gradient_difference, log_events, train
 
 
 class Spoiled(VAEObjective):
@@ -102,6 +103,23 @@ def test_accumulating_four_by_one_is_one_by_four(tiny_data: TinyData, tmp_path: 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     metrics = [[event["l1"] for event in log_events(tmp_path / side) if "l1" in event] for side in ("1", "4")]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4), "metrics are the mean over all forward passes"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "clip"])
+def test_batches_made_ahead_are_the_same_run(
+    part: str, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside a GPU: stopped and resumed too, since what was made ahead is made again."""
+    options = {"batch_size": 2, "grad_accum": 2}
+    train(build(tiny_data, part), tmp_path / "in-turn", max_steps=3, **options)
+    monkeypatch.setattr(loop, "works_ahead", lambda device: True)
+    train(build(tiny_data, part), tmp_path / "ahead", max_steps=1, **options)
+    train(build(tiny_data, part), tmp_path / "ahead", max_steps=3, resume="latest", **options)
+    expected, result = RunDir(tmp_path / "in-turn").latest(), RunDir(tmp_path / "ahead").latest()
+    assert expected is not None
+    assert result is not None
+    assert all(torch.equal(result.model[name], value) for name, value in expected.model.items())
+    assert all(torch.equal(result.optimizer[name], value) for name, value in expected.optimizer.items())
 
 
 def test_settings_that_no_device_here_can_run(tiny_data: TinyData, tmp_path: Path) -> None:

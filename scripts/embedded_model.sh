@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# The embedded model from nothing, in legs of at most ten minutes each on a machine with one large GPU.
+#
+#   scripts/embedded_model.sh render vae clip        # first leg
+#   scripts/embedded_model.sh unet                   # second leg, and as many more as there are
+#   scripts/embedded_model.sh finish export pieces   # last leg: the learning rate falls to 0; the model, in small files
+#
+# Every stage goes on where it stood. Minutes, sizes and rates are the variables below; those that are set outside count,
+# so that two CPU cores can take the same way (see weights/README.md). PYTHON needs latentgen[corpus] on its path.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+RUNS=${RUNS:-runs/embedded}
+VOCABULARY=${VOCABULARY:-heroes}
+PICTURES=${PICTURES:-60000}
+WORKERS=${WORKERS:-$(nproc)}
+PRECISION=${PRECISION:-bf16}
+
+VAE_MINUTES=${VAE_MINUTES:-5}
+VAE_BATCH=${VAE_BATCH:-64}
+CLIP_MINUTES=${CLIP_MINUTES:-1.5}
+CLIP_BATCH=${CLIP_BATCH:-512}
+UNET_MINUTES=${UNET_MINUTES:-8}
+UNET_BATCH=${UNET_BATCH:-256}
+UNET_OPTIONS=${UNET_OPTIONS:-}       # such as --compile
+FINISH_STEPS=${FINISH_STEPS:-6000}
+PIECE=${PIECE:-15m}
+
+latentgen() { "$PYTHON" -m latentgen "$@"; }
+common=(--mixed-precision "$PRECISION" --resume auto --log-every 100 --save-every 1000 --keep 1 --no-progress)
+unet=(--data "$RUNS/scenes" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" --cache "$RUNS/cache"
+  --batch-size "$UNET_BATCH" --lr 1e-3 --muon-lr 0.02 --sample-prompts weights/sample-prompts.txt)
+
+render() {  # 15 ms a picture and core
+  [ -e "$RUNS/scenes/manifest.json" ] && ! compgen -G "$RUNS/scenes/*.partial" > /dev/null && return
+  latentgen data render --out "$RUNS/scenes" --count "$PICTURES" --vocabulary "$VOCABULARY" --captions-per-image 6 \
+    --held-out exclude --workers "$WORKERS"
+}
+
+# Energy scaling: latents as large as what they change in the picture. The small KL weight keeps all components alive.
+vae() {
+  latentgen train-vae --data "$RUNS/scenes" --out "$RUNS/vae" --crop 128 --batch-size "$VAE_BATCH" --kl-weight 1e-6 \
+    --scaling energy --muon-lr 0.014 --lr 5e-4 --warmup 50 --max-minutes "$VAE_MINUTES" "${common[@]}"
+}
+
+clip() {
+  latentgen train-clip --data "$RUNS/scenes" --out "$RUNS/clip" --batch-size "$CLIP_BATCH" \
+    --max-minutes "$CLIP_MINUTES" "${common[@]}"
+}
+
+# At a constant rate, as long as there is time: the average of the weights is what is drawn with.
+unet() {
+  latentgen train-unet "${unet[@]}" --out "$RUNS/unet" --ema-decay 0.9995 --warmup 200 \
+    --max-minutes "$UNET_MINUTES" $UNET_OPTIONS "${common[@]}"
+}
+
+# From there to 0, which is worth as much as several times the samples.
+finish() {
+  local start=(--init "$RUNS/whole")
+  latentgen export --unet "$RUNS/unet/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" \
+    --dtype float32 --out "$RUNS/whole"
+  latentgen train-unet "${unet[@]}" "${start[@]}" --out "$RUNS/finish" --ema-decay 0.999 --warmup 100 \
+    --lr-scheduler cosine --max-steps "$FINISH_STEPS" $UNET_OPTIONS "${common[@]}"
+}
+
+export_model() {
+  local last="$RUNS/unet"
+  [ -d "$RUNS/finish/model" ] && last="$RUNS/finish"
+  latentgen export --unet "$last/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" --out "$RUNS/embedded"
+}
+
+# For ways that carry small files only; put together again with: cat embedded.tar.* | tar x
+pieces() {
+  mkdir -p "$RUNS/pieces"
+  tar c -C "$RUNS" embedded | split -b "$PIECE" -d - "$RUNS/pieces/embedded.tar."
+  for run in vae clip unet finish; do
+    [ ! -e "$RUNS/$run/log.jsonl" ] || cp "$RUNS/$run/log.jsonl" "$RUNS/pieces/$run.jsonl"
+  done
+}
+
+for stage in "$@"; do
+  case $stage in
+    render | vae | clip | unet | finish | pieces) "$stage" ;;
+    export) export_model ;;
+    *) echo "no such stage: $stage (render vae clip unet finish export pieces)" >&2; exit 2 ;;
+  esac
+done
