@@ -123,6 +123,8 @@ class Launched(Alone):
         self.index, self.count = index, count
         self._local_index = local_index
         self._present = count
+        self._followers = count - 1
+        """Processes besides the first, those without a share among them."""
         self._seeds: list[int] = []
         self._store: Store | None = None
 
@@ -154,6 +156,11 @@ class Launched(Alone):
             self._tell("seeds", json.dumps(self._seeds))
         yield
 
+    def has_share(self, pictures: int) -> bool:
+        if not self.is_first:
+            self._add("planned", 1)
+        return super().has_share(pictures)
+
     def device(self, name: str) -> str:
         """A GPU each; where there are fewer than processes, or each sees only its own, they are dealt in turn."""
         from latentgen.pipeline.devices import present_devices
@@ -162,6 +169,9 @@ class Launched(Alone):
         return gpus[self._local_index % len(gpus)] if name in ("auto", "cuda") and gpus else name
 
     def meet(self) -> None:
+        # Those with nothing to draw as well: what the others write must not be there when they look for it.
+        if self.is_first:
+            self._wait_until(lambda: self._add("planned", 0) == self._followers)
         if self._add("ready", 1) == self._present:
             self._tell("met", "")
         self._read("met", limit_s=MEET_S)
@@ -196,13 +206,17 @@ class Launched(Alone):
 
     def _read(self, key: str, *, limit_s: float | None = None) -> bytes:
         """What was told under this key, once it is. Waits awake, so that a signal ends the process at once."""
-        store, until = self._connected(), None if limit_s is None else time.monotonic() + limit_s
-        while not self._has_told(key):
+        store = self._connected()
+        self._wait_until(lambda: self._has_told(key), limit_s=limit_s)
+        return _in_touch(lambda: store.get(key))
+
+    def _wait_until(self, is_so: Callable[[], bool], *, limit_s: float | None = MEET_S) -> None:
+        until = None if limit_s is None else time.monotonic() + limit_s
+        while not is_so():
             self._look_after_others()
             if until is not None and time.monotonic() > until:
-                raise RuntimeFailure(f"not all {self._present} processes were ready after {limit_s:.0f} s")
+                raise RuntimeFailure(f"not all {self.count} processes were ready after {limit_s:.0f} s")
             time.sleep(POLL_S)
-        return _in_touch(lambda: store.get(key))
 
     def _connected(self) -> Store:
         assert self._store is not None, "together, or with_seeds, comes first"
@@ -222,6 +236,7 @@ class Leader(Launched):
         import torch
 
         self._present = max(1, min(self.count, pictures))
+        self._followers = self._present - 1
         self._threads = max(1, torch.get_num_threads() // self._present)
         server = _connect("127.0.0.1", 0, hosts=True)
         self._store = _of_this_run(server)

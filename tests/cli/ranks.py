@@ -45,7 +45,8 @@ def run(name: str, *arguments: str, processes: int = 2, spoils: bool = False) ->
         (logs / f"code-{rank}").write_text(str(code))
         return code
 
-    return wait_for(fork_ranks(work, logs, processes=processes), logs)
+    # One that has no share leaves at once; the other still draws.
+    return wait_for(fork_ranks(work, logs, processes=processes), logs, patience_s=100)
 
 
 def run_led(name: str, *arguments: str, others: list[str]) -> None:

@@ -514,7 +514,7 @@ def test_72_no_memory_while_drawing(
 ) -> None:
     from latentgen.models.unet import UNet
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(UNet, "forward", fail)

@@ -54,8 +54,8 @@ def fork_ranks(
     return children
 
 
-def wait_for(children: list[int], folder: Path) -> list[End]:
-    """How each process ended; code -9 for one that had to be killed in the end."""
+def wait_for(children: list[int], folder: Path, *, patience_s: float = PATIENCE_S) -> list[End]:
+    """How each process ended; code -9 for one that did not end so long after the first."""
     ends: dict[int, tuple[int, float]] = {}
     deadline: float | None = None
     while len(ends) < len(children):
@@ -64,7 +64,7 @@ def wait_for(children: list[int], folder: Path) -> list[End]:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     ends[child] = (os.waitstatus_to_exitcode(status), time.time())
-                    deadline = deadline or time.time() + PATIENCE_S
+                    deadline = deadline or time.time() + patience_s
         if deadline is not None and time.time() > deadline:
             for child in children:
                 if child not in ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,8 +279,8 @@ def test_a_picture_that_fails_in_the_first_pass_fails_alone(monkeypatch: pytest.
     model = TextToImage(tiny_bundle())
     forward = model.bundle.unet.forward
 
-    def poisoned(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        answer = forward(x, t, context).clone()
+    def poisoned(x: Tensor, t: Tensor, context: Tensor, **named: Any) -> Tensor:
+        answer = forward(x, t, context, **named).clone()
         if len(x) == 3 and x.shape[-1] == 8:
             answer[1] = float("nan")
         return answer
