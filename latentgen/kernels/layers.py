@@ -1,8 +1,9 @@
 """The U-Net's layers in the form that is fast on a CPU in bfloat16; each knows its way back, to the bit.
 
 oneDNN multiplies by weights in blocks that suit the CPU. Given plain weights it lays them out anew at every call; here
-that is done once. The products are the same numbers (tested), for every shape of the input, and `plain` gives back the
-very weights. Only one copy of them is in memory.
+that is done once. A product by itself is the same numbers (tested), for every shape of the input; one that takes in a
+sum or a gate rounds once where two operations round twice, and a convolution of a very small map sums in another order.
+`plain` gives back the very weights. Only one copy of them is in memory.
 """
 
 from __future__ import annotations

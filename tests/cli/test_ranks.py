@@ -16,6 +16,7 @@ from latentgen.images.files import read_picture
 from latentgen.pipeline import devices
 from tests.cli.conftest import Cli, snapshot
 from tests.cli.ranks import PROMPTS
+from tests.training.ranks import run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,16 +25,7 @@ ROOT = Path(__file__).parents[2]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all runs of `ranks.py` have left their files."""
     folder = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cli.ranks", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_module("tests.cli.ranks", str(folder), timeout_s=240)
     return folder
 
 

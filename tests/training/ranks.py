@@ -86,16 +86,19 @@ ROOT = Path(__file__).parents[2]
 
 def torchrun(module: str, *arguments: str, processes: int = 2) -> None:
     """Run a module as torchrun runs it, in processes of their own; what they print shows when they fail."""
+    launcher = ("--standalone", "--nproc_per_node", str(processes), "-m", module)
+    run_module("torch.distributed.run", *launcher, *arguments, timeout_s=150)
+
+
+def run_module(module: str, *arguments: str, timeout_s: float) -> None:
+    """Run a module of the tests, or an installed one, on one thread; what it prints shows when it fails."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
-            *("-m", module, *arguments),
-        ],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=timeout_s,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
