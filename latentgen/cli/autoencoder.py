@@ -59,6 +59,7 @@ def load_autoencoder(
     from latentgen.checkpoints.hashes import sha256
     from latentgen.checkpoints.layout import find_weights, part_folder
     from latentgen.diffusion.latents import LatentSpace
+    from latentgen.kernels.vae import speed_up_vae
     from latentgen.pipeline import choose_device, choose_dtype
 
     if threads is not None:
@@ -70,6 +71,7 @@ def load_autoencoder(
         weights = find_weights(part_folder(path, "vae"), "vae")
     else:
         vae, weights = load_model(path, device=chosen, dtype=precision).vae, path
+    speed_up_vae(vae)
     return Autoencoder(vae, LatentSpace.from_config(vae.config), path.resolve().name, sha256(weights)[:10], tiling)
 
 

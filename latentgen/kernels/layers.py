@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentgen.kernels.library import can_attend, can_norm, fused_attention, fused_group_norm
 from latentgen.models.attention import GEGLU, Attention, TransformerBlock
-from latentgen.models.layers import PointwiseConv2d, ResnetBlock
+from latentgen.models.layers import PointwiseConv2d, ResnetBlock, silu_
 
 _onednn = torch.ops.mkldnn
 
@@ -173,7 +173,7 @@ class FastGroupNorm(nn.Module):
         if can_norm(x, norm.num_groups):
             return fused_group_norm(x, norm.num_groups, self.weight, self.bias, norm.eps, addend=addend, silu=silu)
         x = norm(x if addend is None else x + addend[:, :, None, None])
-        return F.silu(x, inplace=True) if silu else x
+        return silu_(x) if silu else x
 
     def plain(self) -> nn.GroupNorm:
         return self.norm

@@ -15,7 +15,7 @@ _TASKS_OF_A_THREAD = 4
 """So many runs of queries at least, so that no thread waits long for the last one."""
 _FEWEST_QUERIES = 256
 """Of a run: laying out the keys and values is then a small part of it."""
-_LANES = 16
+LANES = 16
 """Numbers that the kernels take at a time."""
 
 
@@ -96,7 +96,7 @@ def can_norm(x: Tensor, groups: int) -> bool:
     return (
         _is_fit(x)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.shape[1] % _LANES == 0
+        and x.shape[1] % LANES == 0
         and x.shape[1] % groups == 0
         and why_unavailable() is None
     )

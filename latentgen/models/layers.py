@@ -53,9 +53,14 @@ def silu_(x: Tensor) -> Tensor:
     torch computes a piece of x on each thread, by vectors, and the rest of a piece that is no whole vector with another
     exp. So that every piece is whole vectors on 1 to 8 threads, the last few thousand values are a piece of their own.
     """
-    if not is_drawing_on_cpu(x) or not x.is_contiguous():
+    if not is_drawing_on_cpu(x):
         return F.silu(x)
-    values = x.view(-1)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        values = x.permute(0, 2, 3, 1).view(-1)
+    elif x.is_contiguous():
+        values = x.view(-1)
+    else:
+        return F.silu(x)
     whole = len(values) - len(values) % _EVENLY_SPLIT
     F.silu(values[:whole], inplace=True)
     F.silu(values[whole:], inplace=True)

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.errors import RuntimeFailure
 from latentgen.images.pixels import Pixels, to_pixels
 from latentgen.kernels.memory import return_freed_memory
+from latentgen.kernels.vae import lay_out
 from latentgen.models.vae import AutoencoderKL
 from latentgen.pipeline.tiling import Tiling, decode_tiled, encode_tiled, is_out_of_memory, needs_tiles
 
@@ -86,19 +87,13 @@ def _finite(vae: AutoencoderKL, x: Tensor, function: Callable[[Tensor], Tensor])
     answer = function(x.to(dtype))
     if not bool(torch.isfinite(answer).all()) and dtype != torch.float32:
         try:
-            _convert(vae, torch.float32)
+            lay_out(vae, torch.float32)
             answer = function(x.float())
         finally:
-            _convert(vae, dtype)
+            lay_out(vae, dtype)
     return answer
 
 
 def _hint(vae: AutoencoderKL) -> str | None:
     is_full = next(vae.parameters()).dtype == torch.float32
     return None if is_full else "--dtype float32 computes with a larger range"
-
-
-def _convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters of another dtype, in place. Made outside inference mode: those made inside could never be trained."""
-    with torch.inference_mode(False):
-        module.to(dtype)

@@ -32,7 +32,9 @@ from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.kernels.unet import FastForm
+from latentgen.kernels.vae import speed_up_vae
 from latentgen.models.unet import UNet
+from latentgen.models.vae import AutoencoderKL
 from latentgen.pipeline.adapters import Adapters
 from latentgen.pipeline.conditioning import Conditioner, Conditioning
 from latentgen.pipeline.decoding import decode, encode
@@ -84,11 +86,14 @@ class TextToImage:
         self.fingerprint = bundle.fingerprint()
         self.device, self.dtype = bundle.device, bundle.dtype
         self.fast_form = FastForm(bundle.unet, wanted=fast, int8=int8)
+        self._fast = fast
         self.adapters = Adapters(bundle, self.fast_form.leave)
         self.low_memory = isinstance(bundle, OnDemandBundle)
         """Whether one network is in memory at a time; on a GPU the passes of guidance go one after the other too."""
         if isinstance(bundle, OnDemandBundle):
             bundle.follow(self._part_came, self._part_goes)
+        else:
+            self._ready(bundle.vae)
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
         """Whether every picture goes through the network alone, whatever the batch size; see the seed contract."""
@@ -146,7 +151,7 @@ class TextToImage:
         """
         path, bundle = Path(path), self.bundle
         config = read_other_vae(path, bundle.config)
-        bundle.vae = load_vae(path, device=self.device, dtype=self.dtype)
+        bundle.vae = self._ready(load_vae(path, device=self.device, dtype=self.dtype))
         bundle.config = replace(bundle.config, vae=config)
         self.latent_space = LatentSpace.from_config(config)
         self.vae = VAEUse(other_vae_name(path), other_vae_fingerprint(path))
@@ -370,8 +375,16 @@ class TextToImage:
         """A network was read again: with the LoRAs in use, and in the form that draws."""
         if isinstance(network, UNet):
             self.fast_form.exchange(network)
+        elif isinstance(network, AutoencoderKL):
+            self._ready(network)
         if part != "vae":
             self.adapters.merge_into(part, network)
+
+    def _ready(self, vae: AutoencoderKL) -> AutoencoderKL:
+        """The autoencoder, in the form in which it is used."""
+        if self._fast:
+            speed_up_vae(vae)
+        return vae
 
     def _part_goes(self, part: Part) -> None:
         if part == "unet":

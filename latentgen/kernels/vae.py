@@ -1,0 +1,78 @@
+"""An autoencoder used on a CPU in bfloat16: a pixel's channels beside each other, SiLU and norm in one pass.
+
+Its maps are large, so that unlike the U-Net's its convolutions gain nothing from packed weights: what counts is the
+layout in which oneDNN convolves fastest, and how often a map goes through memory. torch's own norm of that layout sums
+in an order that depends on the threads, so the form needs the compiled kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latentgen.kernels.layers import FastGroupNorm
+from latentgen.kernels.library import LANES, why_unavailable
+from latentgen.models.layers import ResnetBlock
+from latentgen.models.vae import AutoencoderKL
+
+
+class FastVAEResnetBlock(nn.Module):
+    """The autoencoder's residual block, each SiLU within the norm before it."""
+
+    def __init__(self, layer: ResnetBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = FastGroupNorm(layer.norm1), FastGroupNorm(layer.norm2)
+        self.conv1, self.conv2, self.conv_shortcut = layer.conv1, layer.conv2, layer.conv_shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Cin, h, w) -> (B, Cout, h, w)."""
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.conv2(self.norm2(h, silu=True))
+        return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def is_fast(vae: AutoencoderKL) -> bool:
+    """Whether `speed_up_vae` has been there."""
+    return any(isinstance(module, FastVAEResnetBlock) for module in vae.modules())
+
+
+def why_not_fast_vae(vae: AutoencoderKL) -> str | None:
+    """Why `speed_up_vae` leaves this autoencoder as it is; None if it does not."""
+    parameter = next(vae.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16:
+        return "it is for bfloat16 on a CPU"
+    norms = [module for module in vae.modules() if isinstance(module, nn.GroupNorm)]
+    if any(norm.num_channels % LANES for norm in norms):
+        return f"its channels are no multiples of {LANES}"
+    return why_unavailable()
+
+
+def speed_up_vae(vae: AutoencoderKL) -> None:
+    """Take up the fast form where there is one, in place and for good.
+
+    It can then be called without gradients only. The names of its parameters are no longer those of diffusers.
+    """
+    if is_fast(vae) or why_not_fast_vae(vae) is not None:
+        return
+    _exchange(vae)
+    lay_out(vae, torch.bfloat16)
+
+
+def lay_out(vae: AutoencoderKL, dtype: torch.dtype) -> None:
+    """Parameters of this precision, in place, in the layout of its form: in float32 the fast form computes as the plain
+    one does. Not in inference mode, where parameters that can never be trained would be made.
+    """
+    fast = is_fast(vae) and dtype == torch.bfloat16
+    layout = torch.channels_last if fast else torch.contiguous_format
+    with torch.inference_mode(False):
+        vae.to(dtype=dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]  missing in torch's overloads
+
+
+def _exchange(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, ResnetBlock):
+            module.register_module(name, FastVAEResnetBlock(child))
+        elif isinstance(child, nn.GroupNorm):
+            module.register_module(name, FastGroupNorm(child))
+        else:
+            _exchange(child)
