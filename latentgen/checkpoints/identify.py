@@ -32,9 +32,11 @@ from latentgen.errors import ModelLoadError, ModelNotFoundError
 from latentgen.jsonfile import read_json
 
 Kind = Literal[
-    "model", "folder", "unet", "vae", "text_encoder", "lora", "textual_inversion", "controlnet", "latents", "unknown"
-]
-"""model: a whole model in one file; folder: a diffusers model folder; latents: what `latentgen encode` writes."""
+    "model", "folder", "unet", "vae", "text_encoder", "lora", "textual_inversion", "controlnet", "latents", "probe",
+    "unknown",
+]  # fmt: skip
+"""model: a whole model in one file; folder: a diffusers model folder; latents: what `latentgen encode` writes; probe:
+what `latentgen evaluate train-probe` does."""
 
 Format = Literal["safetensors", "pickle", "folder"]
 
@@ -94,6 +96,7 @@ class Identity:
             "textual_inversion": "textual inversion embedding",
             "controlnet": "ControlNet",
             "latents": "file of pictures as latents, for latentgen decode",
+            "probe": "judge of pictures, for latentgen evaluate scenes",
             "unknown": "file of unknown kind",
         }
         words = [self.architecture or "", "inpainting" if self.is_inpainting else "", nouns[self.kind]]
@@ -181,6 +184,8 @@ def kind_of_names(names: Iterable[str]) -> Kind:
         return "text_encoder"
     if found and all(re.fullmatch(r"latents\.[0-9]{5}", name) for name in found):
         return "latents"
+    if {"noun", "maps.weight", "gather.weight"} <= set(found):
+        return "probe"
     # diffusers saves an embedding as one tensor named after its word, here as a matrix of a few vectors.
     if len(found) == 1 and "." not in found[0]:
         return "textual_inversion"
