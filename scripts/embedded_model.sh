@@ -24,6 +24,7 @@ CLIP_BATCH=${CLIP_BATCH:-512}
 UNET_MINUTES=${UNET_MINUTES:-8}
 UNET_BATCH=${UNET_BATCH:-256}
 UNET_OPTIONS=${UNET_OPTIONS:-}       # such as --compile
+PROBE=${PROBE-weights/probe/$VOCABULARY.safetensors}   # what the U-Net's features follow; empty: nothing
 FINISH_STEPS=${FINISH_STEPS:-6000}
 PIECE=${PIECE:-15m}
 
@@ -31,6 +32,7 @@ latentgen() { "$PYTHON" -m latentgen "$@"; }
 common=(--mixed-precision "$PRECISION" --resume auto --log-every 100 --save-every 1000 --keep 1 --no-progress)
 unet=(--data "$RUNS/scenes" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" --cache "$RUNS/cache"
   --batch-size "$UNET_BATCH" --lr 1e-3 --muon-lr 0.02 --sample-prompts weights/sample-prompts.txt)
+[ -n "$PROBE" ] && unet+=(--align "$PROBE")
 
 render() {  # 15 ms a picture and core
   [ -e "$RUNS/scenes/manifest.json" ] && ! compgen -G "$RUNS/scenes/*.partial" > /dev/null && return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from latentgen.cli.train_align import Align, AlignWeight, choose_alignment
 from latentgen.cli.train_data import open_pictures
 from latentgen.cli.train_noise import (
     NOISE,
@@ -28,6 +29,9 @@ from latentgen.config import BetaSchedule, PredictionType
 from latentgen.data.records import check_data_folder
 from latentgen.errors import InputError
 from latentgen.presets import EMBEDDED
+
+if TYPE_CHECKING:
+    from latentgen.training.loop import Objective
 
 PredictionTypeOption = Annotated[
     str | None,
@@ -82,6 +86,8 @@ def train_unet(
     noise_offset: NoiseOffset = 0.0,
     timestep_sampling: TimestepSampling = "uniform",
     min_snr_gamma: MinSNRGamma = None,
+    align: Align = None,
+    align_weight: AlignWeight = 0.25,
     gradient_checkpointing: GradientCheckpointing = False,
     validation_pictures: ValidationPictures = None,
     sample_prompts: SamplePrompts = None,
@@ -117,7 +123,8 @@ def train_unet(
     prompts = prompt_lines(sample_prompts)
     if run.dry_run:
         parts = {"vae": vae, "text_encoder": text_encoder, "init": init, "resolution": resolution}
-        return print_settings(config, run, {**parts, **process_settings, **settings, "prompts": prompts})
+        more = {"align": align, "align_weight": align_weight} if align is not None else {}
+        return print_settings(config, run, {**parts, **process_settings, **settings, **more, "prompts": prompts})
     check_data_folder(run.data)
     from latentgen.checkpoints.layout import VOCABULARY, read_vae_part
     from latentgen.checkpoints.text_encoder_names import find_text_encoder
@@ -127,6 +134,7 @@ def train_unet(
     vae_shape = read_vae_part(vae)
     found = find_text_encoder(text_encoder, download=download)
     model = plan_model(EMBEDDED, init, vae_shape, found.config, resolution=resolution, **process_settings)
+    followed = choose_alignment(align, align_weight, len(model.unet.block_out_channels))
     known_before = None if init is None else read_vocabulary(init / VOCABULARY)
     import torch
 
@@ -142,8 +150,10 @@ def train_unet(
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.models.unet import UNet
+    from latentgen.training import alignment
     from latentgen.training import unet as training
     from latentgen.training.caches import ContextCache, LatentCache, weights_fingerprint
+    from latentgen.training.processes import device_of
 
     process = start_process(config, run)
     folder = cache if cache is not None else run.out / "cache"
@@ -163,7 +173,9 @@ def train_unet(
     with process.main_process_first():
         latents = LatentCache(records, pixels, autoencoder, folder, say, autocast=precision)
         contexts = ContextCache(records, tokenizer, encoder, folder, say, autocast=precision)
-    objective = training.UNetObjective(
+        frozen = None if followed is None else followed.load(device_of(process))
+        features = None if frozen is None else alignment.FeatureCache(pixels, frozen, folder, say)
+    denoising = training.UNetObjective(
         network,
         model.diffusion,
         LatentSpace.from_config(model.vae),
@@ -176,13 +188,19 @@ def train_unet(
             "data": fingerprint(records),
             "vae": weights_fingerprint(autoencoder),
             "text_encoder": weights_fingerprint(encoder),
+            **({} if frozen is None else {"align": frozen.identity}),
         },
         validation=validation,
     )
+    objective: Objective = denoising
+    if features is not None:
+        torch.manual_seed(run.seed)
+        aligned = alignment.AlignedUNet(network, features.channels)
+        objective = alignment.AlignedObjective(aligned, denoising, features, align_weight)
     trained = run_training(objective, config, run)
     if trained is None:
         return
-    network.load_state_dict(trained.weights)
+    network.load_state_dict(trained.weights if features is None else alignment.unet_tensors(trained.weights))
     save_unet(network, run.out / "model" / "unet")
     save_diffusion(model.diffusion, run.out / "model" / "scheduler")
     save_defaults(model.defaults, run.out / "model")

@@ -106,10 +106,8 @@ class Probe(nn.Module):
         self.factors = nn.ModuleList(nn.Linear(2 * coarse, len(labels.answers(factor))) for factor in GLOBAL_FACTORS)
 
     def forward(self, pictures: Tensor) -> Answers:
-        middle = self.middle(self.fine(self.stem(pictures)))
-        coarse = self.coarse(middle)
-        # Coarse features know what a thing is, finer ones where it ends.
-        features = F.relu(self.lateral(middle) + F.interpolate(self.top_down(coarse), scale_factor=2.0))
+        features, coarse = self._trunk(pictures)
+        features = F.relu(features)
         maps = self.maps(features).float()  # (B, N, h, w)
         attention = maps.flatten(2).softmax(dim=-1)  # (B, N, h w)
         gathered = attention @ features.flatten(2).transpose(1, 2).float()  # (B, N, head)
@@ -123,6 +121,20 @@ class Probe(nn.Module):
             self.position(per_noun).float(),
             tuple(head(pooled).float() for head in self.factors),
         )
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What each place of pictures (B, 3, H, W) in [-1, 1] shows: (B, head_channels, S/8, S/8), before its ReLU."""
+        side = (self.config.size_px, self.config.size_px)
+        if pictures.shape[-2:] != side:
+            pictures = F.interpolate(pictures, side, mode="area")
+        return self._trunk(pictures.contiguous(memory_format=torch.channels_last))[0]
+
+    def _trunk(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at 1/8 of the picture, and the coarse ones at 1/16 that are among them."""
+        middle = self.middle(self.fine(self.stem(pictures)))
+        coarse = self.coarse(middle)
+        # Coarse features know what a thing is, finer ones where it ends.
+        return self.lateral(middle) + F.interpolate(self.top_down(coarse), scale_factor=2.0), coarse
 
 
 def _level(inputs: int, outputs: int, blocks: int, *, stride: int) -> nn.Sequential:

@@ -37,6 +37,7 @@ from latentgen import __version__
 from latentgen.checkpoints.io import is_finite
 from latentgen.config import TrainConfig
 from latentgen.errors import InputError, RuntimeFailure
+from latentgen.kernels import gpu
 from latentgen.training.ema import EMA
 from latentgen.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from latentgen.training.processes import current_watch, device_of, failures_told, join_processes
@@ -48,8 +49,6 @@ from latentgen.training.signals import Stop, StopNow, noted
 
 logger = logging.getLogger(__name__)
 
-COMPILER = "inductor"
-"""torch.compile's backend."""
 LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or several that hold all the weights (DDP) or a part of them each (`sharding`)."""
 
@@ -204,7 +203,7 @@ class _Run:
         clock = _Clock(self.images_seen)
         latest: tuple[float, Mapping[str, Tensor], float] | None = None
         while not self.ends(clock):
-            with compiler_failures_named() if config.compile else nullcontext():
+            with gpu.compiler_failures_named() if config.compile else nullcontext():
                 latest = self.one_step(network, optimizer)
             self.tell("step", loss=latest[0])
             if self.step % config.log_every_steps == 0:
@@ -301,7 +300,7 @@ class _Run:
             if fresh := load_optimizer(self.raw_optimizer, self.parameters, state):
                 logger.warning("%d parameters begin with a fresh optimizer state: they have another one now", fresh)
         if config.compile:
-            bare.compile(backend=COMPILER)  # in place: the names stay
+            bare.compile(backend=gpu.COMPILER)  # in place: the names stay
         if self.sharded:
             return bare, self.accelerator.prepare_optimizer(self.raw_optimizer, device_placement=False)
         network, optimizer = self.accelerator.prepare(bare, self.raw_optimizer)
@@ -492,19 +491,6 @@ class _Run:
         with self.alone(), averaged_weights(network, self.ema), gathered, torch.inference_mode():
             yield network
         network.train()
-
-
-@contextmanager
-def compiler_failures_named() -> Generator[None]:
-    """Raise RuntimeFailure for what torch.compile cannot do here, for instance without a C++ compiler on a CPU."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, which --compile has
-
-    try:
-        yield
-    except TorchDynamoException as error:
-        cause = str(error).strip().splitlines()
-        hint = "it needs a C++ compiler on a CPU and Triton on a GPU; leave out --compile"
-        raise RuntimeFailure(f"torch.compile failed: {cause[0] if cause else error!r}", hint=hint) from error
 
 
 @contextmanager

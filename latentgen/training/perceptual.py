@@ -80,8 +80,8 @@ class LPIPS(nn.Module):
         return total
 
 
-class CLIPDistance(nn.Module):
-    """LPIPS' distance on the patch tokens of a CLIP image tower, after each of its layers, all channels counting alike.
+class PatchStates(nn.Module):
+    """What a CLIP image tower makes of each patch of a picture, after each of its layers.
 
     Pictures of any size are resized to the side that the tower was trained on.
     """
@@ -97,18 +97,37 @@ class CLIPDistance(nn.Module):
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
     @classmethod
-    def load(cls, folder: Path) -> CLIPDistance:
+    def load(cls, folder: Path) -> PatchStates:
         """From the folder of a CLIP model. Raises ModelLoadError as `load_image_tower` does."""
         return _frozen(cls(load_image_tower(folder)))
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Mean distance of the pictures a and b, (B, 3, H, W) in [-1, 1]: a scalar."""
-        x = (torch.cat([a, b]) + 1) / 2
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> a (B, D, rows, columns) for each layer."""
+        x = (pictures + 1) / 2
         if x.shape[-2:] != (self.side_px, self.side_px):
             x = F.interpolate(x, (self.side_px, self.side_px), mode="bilinear", antialias=True, align_corners=False)
+        rows = self.side_px // self.tower.config.patch_px
+        states = self.tower((x - self.mean) / self.std)  # (B, 1 + patches, D), the class token first
+        return [tokens[:, 1:].mT.unflatten(2, (rows, rows)) for tokens in states]
+
+
+class CLIPDistance(nn.Module):
+    """LPIPS' distance on the patches of a CLIP image tower, after each of its layers, all channels counting alike."""
+
+    def __init__(self, patches: PatchStates) -> None:
+        super().__init__()
+        self.patches = patches
+
+    @classmethod
+    def load(cls, folder: Path) -> CLIPDistance:
+        """From the folder of a CLIP model. Raises ModelLoadError as `load_image_tower` does."""
+        return cls(PatchStates.load(folder))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean distance of the pictures a and b, (B, 3, H, W) in [-1, 1]: a scalar."""
         distances: list[Tensor] = []
-        for tokens in self.tower((x - self.mean) / self.std):  # (2B, 1 + patches, D)
-            first, second = unit_length(tokens[:, 1:].mT).chunk(2)
+        for states in self.patches(torch.cat([a, b])):
+            first, second = unit_length(states).chunk(2)
             distances.append((first - second).square().sum(dim=1).mean())
         return torch.stack(distances).mean()
 

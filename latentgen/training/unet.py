@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,8 @@ from latentgen.training.caches import Contexts, LatentCache
 from latentgen.training.rng import Draw, Order, sample_order
 from latentgen.training.unet_validation import fixed_noise, fixed_timesteps, summarise
 
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The U-Net as the loss calls it: noisy latents, timesteps and contexts to the prediction."""
 TimestepSampling = Literal["uniform", "logit-normal"]
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -123,13 +125,17 @@ class UNetObjective:
         eps: list[Tensor] = []
         contexts: list[Tensor] = []
         for draw in draws:
-            item = self._trained[draw.item]
+            item = self.item(draw)
             mean = self.latents.mean(item)
             latents.append(self.space.normalize(mean))
             eps.append(self._noise(draw, mean.shape))
             contexts.append(self.contexts.context(self._caption(draw, item)))
         t = torch.tensor([self.timestep(draw) for draw in draws])
         return UNetBatch(torch.stack(latents), torch.stack(eps), t, torch.stack(contexts))
+
+    def item(self, draw: Draw) -> int:
+        """The picture of a sample, by its number in the data set."""
+        return self._trained[draw.item]
 
     def timestep(self, draw: Draw) -> int:
         """t of one sample. Consecutive samples step through (0, 1) by the golden ratio, so that every batch covers it
@@ -140,7 +146,7 @@ class UNetObjective:
             u = float(torch.sigmoid(torch.special.ndtri(torch.tensor(u, dtype=torch.float64))))
         return min(int(u * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
 
-    def loss(self, network: nn.Module, batch: UNetBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, network: Predict, batch: UNetBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         noisy = self.schedule.add_noise(batch.latents, batch.eps, batch.t)
         target = training_target(self.schedule, self.diffusion.prediction_type, batch.latents, batch.eps, batch.t)
         gamma = self.config.min_snr_gamma
