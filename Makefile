@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 SIDES ?= latentgen,plain,diffusers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation bench-speed bench-approximate bench-throughput install install-dev clean
+.PHONY: help demo gallery test check lint format types bench bench-faults bench-training bench-generation bench-speed bench-approximate bench-throughput bench-gpu install install-dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ bench-speed: $(VENV)/.installed-dev  ## U-Net step and VAE decode beside diffuse
 
 bench-approximate: $(VENV)/.installed-dev  ## what DeepCache, 8 bits and a guidance interval gain, and what they do to pictures
 	$(BIN)/python benchmarks/approximate.py
+
+bench-gpu: $(VENV)/.installed-dev  ## pictures a second on a CUDA GPU, compiled or not, beside diffusers
+	$(BIN)/python benchmarks/gpu.py
 
 bench-throughput: $(VENV)/.installed-dev  ## pictures a minute, one process or one a core, beside diffusers
 	$(BIN)/python benchmarks/throughput.py

@@ -135,9 +135,12 @@ def generate(
             fast=computer.fast,
             int8=computer.int8,
             low_memory=computer.low_memory,
+            compile=computer.compile,
         )
         pipeline.vae_tiling = computer.vae_tiling
         console.detail(f"loaded {pipeline.name} on {pipeline.device} in {load_s:.2f} s")
+        if pipeline.compiled:
+            console.note("the first picture of a size takes a minute or more: the networks are compiled for it")
         load_embeddings(console, pipeline, requests, embeddings)
         add_ons.add_to(pipeline, requests, console)
         if drawing.seed is None or drawing.seed == options.RANDOM_SEED:

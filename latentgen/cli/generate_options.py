@@ -203,6 +203,14 @@ class ComputerOptions:
         ),
     ] = False
     low_memory: options.LowMemory = False
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            rich_help_panel=COMPUTER,
+            help="On a GPU: torch.compile. The first picture of a size takes a minute or more, the others less time.",
+        ),
+    ] = False
     threads: options.Threads = None
     vae_tiling: VaeTiling = "auto"
 

@@ -19,21 +19,30 @@ def load_model(
     fast: bool = True,
     int8: bool = False,
     low_memory: bool = False,
+    compile: bool = False,
     remembered: bool = True,
 ) -> tuple[TextToImage, float]:
     """Import torch and load a model folder, as `TextToImage.load` does; the pipeline, and the seconds of both."""
     started = time.perf_counter()
     import torch
 
-    from latentgen.kernels.memory import keep_freed_memory
+    from latentgen.kernels.memory import keep_freed_memory, map_large_tensors
     from latentgen.pipeline import TextToImage
 
-    if fast and not low_memory:
-        keep_freed_memory()
-
+    if fast or low_memory:
+        map_large_tensors()
     if threads is not None:
         torch.set_num_threads(threads)
     pipeline = TextToImage.load(
-        folder, device=device, dtype=dtype, fast=fast, int8=int8, low_memory=low_memory, remembered=remembered
+        folder,
+        device=device,
+        dtype=dtype,
+        fast=fast,
+        int8=int8,
+        low_memory=low_memory,
+        compile=compile,
+        remembered=remembered,
     )
+    if fast and not low_memory:
+        keep_freed_memory()
     return pipeline, time.perf_counter() - started

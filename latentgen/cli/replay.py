@@ -72,7 +72,7 @@ def replay(
     """
     console = Console(quiet, verbose)
     from latentgen.images.files import read_picture, read_picture_text
-    from latentgen.images.metadata import PictureMetadata
+    from latentgen.images.metadata import COMPILED, PictureMetadata
 
     # Parse
     kind, _, text = read_picture_text(picture)
@@ -94,13 +94,15 @@ def replay(
         files.check([recorded.request])
     # Build
     recorded_device, recorded_dtype = _available(recorded.computation)
+    device = recorded_device if device == "auto" else device
     pipeline, _ = load_model(
         folder,
-        device=recorded_device if device == "auto" else device,
+        device=device,
         dtype=recorded_dtype if dtype == "auto" else dtype,
         threads=_threads(recorded.computation) if threads is None else threads,
         fast=recorded.computation.kernels != "none",
         int8=recorded.computation.kernels.endswith("int8"),
+        compile=recorded.computation.kernels == COMPILED and device.startswith("cuda"),
         remembered=not verify,
     )
     add_ons.add_to(pipeline)

@@ -49,7 +49,7 @@ class PreconditionedDenoiser(ABC):
         sigma = sigma.detach().to("cpu").to(torch.float64)
         c_skip, c_out = self.skip_and_out(sigma)
         c_in = (1.0 + sigma**2).rsqrt()
-        t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device)
+        t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device, non_blocking=True)
         prediction = self.network(_per_sample(c_in, x) * x, t)
         return _per_sample(c_skip, x) * x + _per_sample(c_out, x) * prediction.to(x.dtype)
 
@@ -90,5 +90,5 @@ def make_denoiser(network: Network, schedule: NoiseSchedule, prediction_type: Pr
 
 
 def _per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
-    """(B,) float64 to (B, 1, ...) of x's dtype, on its device."""
-    return coefficient.to(x.dtype).to(x.device).view(-1, *(1,) * (x.ndim - 1))
+    """(B,) float64 to (B, 1, ...) of x's dtype, on its device, which is not waited for."""
+    return coefficient.to(x.dtype).to(x.device, non_blocking=True).view(-1, *(1,) * (x.ndim - 1))

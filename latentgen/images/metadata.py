@@ -13,7 +13,8 @@ from latentgen.request import GenerationRequest
 FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""
 
-KERNELS = ("none", "oneDNN", "compiled", "oneDNN int8", "compiled int8")
+COMPILED = "torch.compile"
+KERNELS = ("none", "oneDNN", "compiled", "oneDNN int8", "compiled int8", COMPILED)
 MAX_THREADS = 1024
 MAX_BATCH_SIZE = 1024
 """Limits of what a run may use, and so of what a picture's file may make `replay` use."""
@@ -37,7 +38,7 @@ class Computation:
     vae_tiling: str = "auto"
     """"auto", "on" or "off": whether the autoencoder worked in tiles."""
     kernels: str = "none"
-    """What computed the U-Net's fast form, if it had one: one of `KERNELS`."""
+    """What computed the U-Net's fast form, if it had one, or that it was compiled for a GPU: one of `KERNELS`."""
 
 
 @dataclass(frozen=True, slots=True)

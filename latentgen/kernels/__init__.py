@@ -1,1 +1,1 @@
-"""What makes drawing fast on a CPU. Everything works without it, and draws the same pictures but for rounding."""
+"""What makes drawing fast on a CPU, and on a GPU. Everything works without it, and draws the same but for rounding."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from latentgen.kernels.layers import PackedConv2d, PackedLinear
+from latentgen.kernels.layers import FastGEGLU, PackedConv2d, PackedLinear
 
 LARGEST = 127
 _ZERO = 128
@@ -71,14 +71,33 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         """(..., in) -> (..., out) in x's dtype; activation: none, or gelu (the exact one)."""
-        codes, scale = quantize(x)
-        weight, algorithm = (self.packed, self.scales, self.zeros, self.bias), "none" if activation == "gelu" else ""
-        return _onednn.qlinear_pointwise(codes, scale, _ZERO, *weight, 1.0, 0, x.dtype, activation, [], algorithm)
+        return self.of_codes(*quantize(x), x.dtype, activation)
 
-    def combined(self, x: Tensor, other: Tensor, how: Literal["add", "mul"]) -> Tensor:
-        """The product of x (..., in) plus or times other (..., out)."""
-        product = self(x)
-        return product.add_(other) if how == "add" else product.mul_(other)
+    def of_codes(self, codes: Tensor, scale: float, dtype: torch.dtype, activation: str = "none") -> Tensor:
+        """The same of what `quantize` gives, (..., in) -> (..., out) in `dtype`."""
+        weight, algorithm = (self.packed, self.scales, self.zeros, self.bias), "none" if activation == "gelu" else ""
+        return _onednn.qlinear_pointwise(codes, scale, _ZERO, *weight, 1.0, 0, dtype, activation, [], algorithm)
+
+    def combined(self, x: Tensor, other: Tensor, how: Literal["add"]) -> Tensor:
+        """The product of x (..., in) plus other (..., out); how: as `PackedLinear` is told."""
+        assert how == "add", "a gate is an Int8GEGLU's"
+        return self(x).add_(other)
+
+
+class Int8GEGLU(nn.Module):
+    """A `FastGEGLU` in 8 bits; what both its products read is made bytes once."""
+
+    def __init__(self, exact: FastGEGLU) -> None:
+        """exact: kept as it is, for the way back."""
+        super().__init__()
+        self.exact = exact
+        self.value, self.gate = Int8Linear(exact.value), Int8Linear(exact.gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out) in x's dtype."""
+        codes, scale = quantize(x)
+        gate = self.gate.of_codes(codes, scale, x.dtype, "gelu")
+        return self.value.of_codes(codes, scale, x.dtype).mul_(gate)
 
 
 class Int8Conv2d(nn.Module):

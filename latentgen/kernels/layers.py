@@ -167,11 +167,15 @@ class FastGroupNorm(nn.Module):
         self.norm = layer
         self.weight, self.bias = layer.weight.data.float(), layer.bias.data.float()
 
-    def forward(self, x: Tensor, *, addend: Tensor | None = None, silu: bool = False) -> Tensor:
-        """x (B, C, h, w), addend (B, C) -> norm(x + addend), and its SiLU if asked for."""
+    def forward(self, x: Tensor, *, addend: Tensor | None = None, silu: bool = False, in_place: bool = False) -> Tensor:
+        """x (B, C, h, w), addend (B, C) -> norm(x + addend), and its SiLU if asked for.
+
+        in_place: x is not needed afterwards, and the answer may take its place.
+        """
         norm = self.norm
         if can_norm(x, norm.num_groups):
-            return fused_group_norm(x, norm.num_groups, self.weight, self.bias, norm.eps, addend=addend, silu=silu)
+            sizes = (norm.num_groups, self.weight, self.bias, norm.eps)
+            return fused_group_norm(x, *sizes, addend=addend, silu=silu, in_place=in_place)
         x = norm(x if addend is None else x + addend[:, :, None, None])
         return silu_(x) if silu else x
 
@@ -197,7 +201,7 @@ class FastResnetBlock(nn.Module):
             assert time_emb is not None, "this residual block was built with a timestep embedding"
             shift = self.time_emb_proj(F.silu(time_emb))
         h = self.conv1(self.norm1(x, silu=True))
-        h = self.norm2(h, addend=shift, silu=True)
+        h = self.norm2(h, addend=shift, silu=True, in_place=True)
         return self.conv2.plus(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     def plain(self) -> ResnetBlock:

@@ -103,9 +103,17 @@ def can_norm(x: Tensor, groups: int) -> bool:
 
 
 def fused_group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, addend: Tensor | None = None, silu: bool
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    addend: Tensor | None = None,
+    silu: bool,
+    in_place: bool = False,
 ) -> Tensor:
-    """Group normalisation of x + addend, and SiLU of that if asked for.
+    """Group normalisation of x + addend, and SiLU of that if asked for; in_place: the answer takes x's place.
 
     Shapes: x (B, C, h, w) channels_last; weight and bias (C,) float32; addend (B, C), bfloat16 -> (B, C, h, w).
     `can_norm` says what it takes. float32 inside, rounded once; it does not depend on the threads.
@@ -113,7 +121,7 @@ def fused_group_norm(
     Source: arXiv:1803.08494, eq. 1 and 7.
     """
     batch, channels, height, width = x.shape
-    out = torch.empty_like(x, memory_format=torch.channels_last)
+    out = x if in_place else torch.empty_like(x, memory_format=torch.channels_last)
     told = None if addend is None else addend.contiguous().data_ptr()
     sizes = (batch, height * width, channels, groups)
     if _called().latentgen_group_norm(

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from latentgen.errors import InputError
-from latentgen.kernels.int8 import Int8Conv2d, Int8Linear, why_not_int8
+from latentgen.kernels.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, why_not_int8
 from latentgen.kernels.layers import (
     FastCrossAttention,
+    FastGEGLU,
     FastGroupNorm,
     FastResnetBlock,
     FastTransformerBlock,
@@ -20,6 +21,7 @@ from latentgen.kernels.layers import (
     PackedPointwiseConv2d,
 )
 from latentgen.kernels.library import why_unavailable
+from latentgen.kernels.memory import large_tensors_mapped
 from latentgen.models.attention import TransformerBlock
 from latentgen.models.embeddings import TimeEmbedding
 from latentgen.models.layers import PointwiseConv2d, ResnetBlock
@@ -64,17 +66,19 @@ class FastForm:
     def take_up(self) -> None:
         if self.is_possible and not self.is_taken_up:
             assert self.unet is not None, "the U-Net is not in memory"
-            speed_up(self.unet)
-            if self.int8:
-                quantize(self.unet)
+            with large_tensors_mapped():
+                speed_up(self.unet)
+                if self.int8:
+                    quantize(self.unet)
             self.is_taken_up = True
 
     def leave(self) -> None:
         if self.is_taken_up:
             assert self.unet is not None, "the U-Net is not in memory"
-            if self.int8:
-                dequantize(self.unet)
-            slow_down(self.unet)
+            with large_tensors_mapped():
+                if self.int8:
+                    dequantize(self.unet)
+                slow_down(self.unet)
             self.is_taken_up = False
 
     def exchange(self, unet: UNet | None) -> None:
@@ -123,6 +127,8 @@ def quantize(unet: UNet) -> None:
             kept.add(id(module.to_kv))
 
     def in_8_bits(layer: nn.Module) -> nn.Module | None:
+        if isinstance(layer, FastGEGLU):
+            return Int8GEGLU(layer)
         if isinstance(layer, PackedLinear):
             return layer if id(layer) in kept else Int8Linear(layer)
         if isinstance(layer, PackedConv2d):
@@ -134,7 +140,7 @@ def quantize(unet: UNet) -> None:
 
 def dequantize(unet: UNet) -> None:
     """Undo `quantize`."""
-    _exchange(unet, lambda layer: layer.exact if isinstance(layer, Int8Linear | Int8Conv2d) else None)
+    _exchange(unet, lambda layer: layer.exact if isinstance(layer, Int8Linear | Int8GEGLU | Int8Conv2d) else None)
 
 
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latentgen.kernels.gpu import wants_channels_last
 from latentgen.kernels.layers import FastGroupNorm
 from latentgen.kernels.library import LANES, why_unavailable
 from latentgen.models.layers import ResnetBlock
@@ -27,7 +28,7 @@ class FastVAEResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, Cout, h, w)."""
         h = self.conv1(self.norm1(x, silu=True))
-        h = self.conv2(self.norm2(h, silu=True))
+        h = self.conv2(self.norm2(h, silu=True, in_place=True))
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -63,7 +64,8 @@ def lay_out(vae: AutoencoderKL, dtype: torch.dtype) -> None:
     one does. Not in inference mode, where parameters that can never be trained would be made.
     """
     fast = is_fast(vae) and dtype == torch.bfloat16
-    layout = torch.channels_last if fast else torch.contiguous_format
+    on_gpu = wants_channels_last(next(vae.parameters()).device, dtype)
+    layout = torch.channels_last if fast or on_gpu else torch.contiguous_format
     with torch.inference_mode(False):
         vae.to(dtype=dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]  missing in torch's overloads
 

@@ -6,6 +6,9 @@ Architecture: latent diffusion, arXiv:2112.10752, section 3.1 and appendix G, af
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from torch import Tensor, nn
 
 from latentgen.config import VAEConfig
@@ -38,13 +41,9 @@ class EncoderBlock(nn.Module):
         is_coarsest = level == len(widths) - 1
         self.downsamplers = nn.ModuleList([] if is_coarsest else [Downsample(widths[level], pad_all_sides=False)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, Cin, h, w) -> (B, C, h/2, w/2), or (B, C, h, w) at the coarsest level."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        for downsample in self.downsamplers:
-            x = downsample(x)
-        return x
+    def layers(self) -> tuple[nn.Module, ...]:
+        """In order, each (B, C, h, w) -> (B, C', h, w), the last -> (B, C, h/2, w/2) unless at the coarsest level."""
+        return *self.resnets, *self.downsamplers
 
 
 class DecoderBlock(nn.Module):
@@ -60,13 +59,9 @@ class DecoderBlock(nn.Module):
         )
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, Cin, h, w) -> (B, C, 2h, 2w), or (B, C, h, w) at the finest level."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        for upsample in self.upsamplers:
-            x = upsample(x)
-        return x
+    def layers(self) -> tuple[nn.Module, ...]:
+        """In order, each (B, C, h, w) -> (B, C', h, w), the last -> (B, C, 2h, 2w) unless at the finest level."""
+        return *self.resnets, *self.upsamplers
 
 
 class MidBlock(nn.Module):
@@ -105,8 +100,9 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 2C, h, w)."""
         x = self.conv_in(pixels)
-        for block in self.down_blocks:
-            x = block(x)
+        for block in cast("Iterable[EncoderBlock]", self.down_blocks):
+            for layer in block.layers():  # here: a block's own call would hold its input while it computes
+                x = layer(x)
         x = self.mid_block(x)
         return self.conv_out(silu_(self.conv_norm_out(x)))
 
@@ -126,8 +122,9 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W)."""
         x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x)
+        for block in cast("Iterable[DecoderBlock]", self.up_blocks):
+            for layer in block.layers():  # here: a block's own call would hold its input while it computes
+                x = layer(x)
         return self.conv_out(silu_(self.conv_norm_out(x)))
 
 

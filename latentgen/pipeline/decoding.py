@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,31 +12,39 @@ from torch import Tensor
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.errors import RuntimeFailure
 from latentgen.images.pixels import Pixels, to_pixels
-from latentgen.kernels.memory import return_freed_memory
+from latentgen.kernels.memory import large_tensors_mapped, return_freed_memory
 from latentgen.kernels.vae import lay_out
 from latentgen.models.vae import AutoencoderKL
 from latentgen.pipeline.tiling import Tiling, decode_tiled, encode_tiled, is_out_of_memory, needs_tiles
 
 _LARGE = 512 * 512
-"""Pixels from which the decoder wants so much memory that what the steps have held is given back first: at SD 1.5's
-size the peak falls by 180 MB."""
+"""Pixels from which the autoencoder wants so much memory that what the steps have held is given back first, and that
+each level's maps, twice as large as those before, leave no holes behind."""
 
 
 @torch.inference_mode()
-def decode(vae: AutoencoderKL, space: LatentSpace, latents: Tensor, tiling: Tiling = "auto") -> Pixels:
+def decode(
+    vae: AutoencoderKL,
+    space: LatentSpace,
+    latents: Tensor,
+    tiling: Tiling = "auto",
+    *,
+    whole: Callable[[AutoencoderKL, Tensor], Tensor] = AutoencoderKL.decode,
+) -> Pixels:
     """One picture's latents (1, C, h, w) to (H, W, 3) bytes. Raises RuntimeFailure for numbers that are not finite.
 
-    Where the memory for the whole picture is refused, it is decoded in tiles, with a warning.
+    `whole` decodes what needs no tiles. Where the memory for that is refused, it is tiles after all, with a warning.
     """
     if not bool(torch.isfinite(latents).all()):
         raise RuntimeFailure("the latents are not finite after the last step", hint=_hint(vae))
     height, width = (side * space.downscale for side in latents.shape[-2:])
-    if latents.device.type == "cpu" and height * width >= _LARGE:
-        return_freed_memory()
     in_tiles = tiling == "on" or (tiling == "auto" and needs_tiles(vae, height, width))
-    pixels = _finite(
-        vae, space.denormalize(latents), lambda z: _in_memory(vae.decode, lambda x: decode_tiled(vae, x), z, in_tiles)
-    )
+    with _room(latents, height * width):
+        pixels = _finite(
+            vae,
+            space.denormalize(latents),
+            lambda z: _in_memory(lambda x: whole(vae, x), lambda x: decode_tiled(vae, x), z, in_tiles),
+        )
     if not bool(torch.isfinite(pixels).all()):
         raise RuntimeFailure("the decoded picture is not finite", hint=_hint(vae))
     return to_pixels(pixels[0])
@@ -50,14 +59,24 @@ def encode(vae: AutoencoderKL, space: LatentSpace, pixels: Tensor, tiling: Tilin
     height, width = pixels.shape[-2:]
     space.shape(height, width)
     in_tiles = tiling == "on" or (tiling == "auto" and needs_tiles(vae, height, width))
-    z = _finite(
-        vae,
-        pixels.to(next(vae.parameters()).device),
-        lambda x: _in_memory(lambda each: vae.encode(each)[0], lambda each: encode_tiled(vae, each), x, in_tiles),
-    )
+    pixels = pixels.to(next(vae.parameters()).device)
+    with _room(pixels, height * width):
+        z = _finite(
+            vae,
+            pixels,
+            lambda x: _in_memory(lambda each: vae.encode(each)[0], lambda each: encode_tiled(vae, each), x, in_tiles),
+        )
     if not bool(torch.isfinite(z).all()):
         raise RuntimeFailure("the picture's latents are not finite", hint=_hint(vae))
     return space.normalize(z.float())
+
+
+def _room(x: Tensor, pixels: int) -> AbstractContextManager[None]:
+    """For maps of a large picture on a CPU: what was freed is given back, and so is each of them."""
+    if x.device.type != "cpu" or pixels < _LARGE:
+        return nullcontext()
+    return_freed_memory()
+    return large_tensors_mapped()
 
 
 def _in_memory(

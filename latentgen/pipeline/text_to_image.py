@@ -29,8 +29,9 @@ from latentgen.diffusion.noise import NoiseSource
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
-from latentgen.images.metadata import MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
+from latentgen.images.metadata import COMPILED, MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
+from latentgen.kernels.gpu import check_can_compile, decode_compiled, lay_out_for_gpu, wants_channels_last
 from latentgen.kernels.unet import FastForm
 from latentgen.kernels.vae import speed_up_vae
 from latentgen.models.unet import UNet
@@ -74,10 +75,11 @@ class TextToImage:
     which changes the last bits of a picture and not what it shows.
     """
 
-    def __init__(self, bundle: ModelBundle, *, fast: bool = True, int8: bool = False) -> None:
+    def __init__(self, bundle: ModelBundle, *, fast: bool = True, int8: bool = False, compile: bool = False) -> None:
         """fast: on a CPU in bfloat16, draw with the U-Net's fast form (`kernels/`); elsewhere it means nothing.
 
         int8: that form with 8-bit integers, another picture in less time. Raises InputError where there is none.
+        compile: on a GPU, by torch.compile (`kernels/gpu.py`). Raises InputError elsewhere.
         """
         self.bundle = bundle
         self.name = bundle.name
@@ -90,9 +92,13 @@ class TextToImage:
         self.adapters = Adapters(bundle, self.fast_form.leave)
         self.low_memory = isinstance(bundle, OnDemandBundle)
         """Whether one network is in memory at a time; on a GPU the passes of guidance go one after the other too."""
+        if compile:
+            check_can_compile(self.device, low_memory=self.low_memory)
+        self.compiled = compile
         if isinstance(bundle, OnDemandBundle):
             bundle.follow(self._part_came, self._part_goes)
         else:
+            lay_out_for_gpu(bundle.unet)
             self._ready(bundle.vae)
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
@@ -112,23 +118,27 @@ class TextToImage:
         fast: bool = True,
         int8: bool = False,
         low_memory: bool = False,
+        compile: bool = False,
         remembered: bool = True,
     ) -> TextToImage:
         """Open a model folder, the embedded model if None.
 
         `int8` draws with 8-bit integers on a CPU, another picture. `low_memory` keeps one network in memory at a time
-        (`low_memory.py`). `remembered` False hashes the model's files for the fingerprint whether or not they have
-        changed since the last time.
+        (`low_memory.py`). `compile` draws on a GPU by torch.compile: the first picture of a size takes a minute or
+        more, the others less time. `remembered` False hashes the model's files for the fingerprint whether or not they
+        have changed since the last time.
         `dtype` auto is float16 on a GPU; on a CPU that has bfloat16 it is that, unless `fast` is False, else float32.
-        Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device or `int8` that is
-        not there.
+        Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device, `int8` or `compile` that
+        is not there.
         """
         folder = embedded_model_path() if folder is None else Path(folder)
         chosen = choose_device(device)
         precision = choose_dtype(dtype, chosen, fast=fast)
+        if compile:
+            check_can_compile(chosen, low_memory=low_memory)
         bundle = (OnDemandBundle if low_memory else load_model)(folder, device=chosen, dtype=precision)
         bundle.fingerprint(remembered=remembered)
-        return cls(bundle, fast=fast, int8=int8)
+        return cls(bundle, fast=fast, int8=int8, compile=compile)
 
     def add_lora(self, path: Path | str, *, scale: float = 1.0) -> LoRAUse:
         """Read a LoRA file, kohya's or diffusers'; what is given back goes into a request's `loras`.
@@ -213,12 +223,14 @@ class TextToImage:
         on_step: OnStep | None,
         on_failure: OnFailure | None,
     ) -> Iterator[GenerationResult]:
+        places = self._places(batches)
         for batch in batches:
             started = time.perf_counter()
+            size = places.get(_walk(batch[0]), len(batch))
             self.adapters.use(batch[0].loras)
             conditioning = self.conditioner.encode(batch)
             encoded = time.perf_counter()
-            latents, failures = self._denoise(batch, conditioning, init, on_step)
+            latents, failures = self._denoise(batch, conditioning, init, on_step, size)
             denoised = time.perf_counter()
             for k, request in enumerate(batch):
                 begun = time.perf_counter()
@@ -234,7 +246,15 @@ class TextToImage:
                 timings = Timings(
                     (encoded - started) / len(batch), (denoised - encoded) / len(batch), time.perf_counter() - begun
                 )
-                yield GenerationResult(pixels, self._metadata(request, pixels, len(batch)), timings)
+                yield GenerationResult(pixels, self._metadata(request, pixels, size), timings)
+
+    def _places(self, batches: Sequence[Sequence[GenerationRequest]]) -> dict[object, int]:
+        """How many pictures the U-Net is given of each kind (`_walk`): a compiled one those of the fullest batch."""
+        places: dict[object, int] = {}
+        for batch in batches if self.compiled else ():
+            kind = _walk(batch[0])
+            places[kind] = max(len(batch), places.get(kind, 0))
+        return places
 
     def _check(self, request: GenerationRequest) -> None:
         config = self.bundle.config
@@ -265,16 +285,20 @@ class TextToImage:
         conditioning: Conditioning,
         init: InitPictures,
         on_step: OnStep | None,
+        places: int,
     ) -> tuple[Tensor, list[RuntimeFailure | None]]:
-        """Latents (B, C, h, w) float32 after every pass, and for each picture what went wrong, if anything."""
+        """Latents (B, C, h, w) float32 after every pass, and for each picture what went wrong, if anything.
+
+        places: how many pictures the U-Net is given, at least B.
+        """
         request = batch[0]  # alike in all that the sampler looks at, see _batches
         source = NoiseSource([each.seed for each in batch])
         start = self._start(batch, source, init)
-        latents, failures = self._sample(request, start, source, conditioning, on_step)
+        latents, failures = self._sample(request, start, source, conditioning, on_step, places)
         if request.hires is None:
             return latents, failures
         start = self._start_again(request, latents, failures, source, init)
-        latents, later = self._sample(request, start, source, conditioning, on_step)
+        latents, later = self._sample(request, start, source, conditioning, on_step, places)
         return latents, [first or second for first, second in zip(failures, later, strict=True)]
 
     def _start(self, batch: Sequence[GenerationRequest], source: NoiseSource, init: InitPictures) -> Start:
@@ -325,6 +349,7 @@ class TextToImage:
         source: NoiseSource,
         conditioning: Conditioning,
         on_step: OnStep | None,
+        places: int,
     ) -> tuple[Tensor, list[RuntimeFailure | None]]:
         """One pass of the sampler: latents (B, C, h, w) float32, and for each picture what went wrong, if anything."""
         c, h, w = start.x.shape[1:]
@@ -335,9 +360,11 @@ class TextToImage:
             Network(
                 unet,
                 start.extra,
-                channels_last=self.fast_form.is_taken_up,
+                channels_last=self.fast_form.is_taken_up or wants_channels_last(self.device, self.dtype),
                 deep_cache=deep_cache,
                 one_by_one=self.low_memory and not self.one_by_one,
+                compiled=self.compiled,
+                places=(len(start.x), places),
             ),
             self.schedule,
             self.bundle.config.diffusion.prediction_type,
@@ -365,7 +392,7 @@ class TextToImage:
             denoiser,
             start.x.to(self.device),
             start.sigmas,
-            noise=lambda: source.draw((c, h, w)).to(self.device),
+            noise=lambda: source.draw((c, h, w)).to(self.device, non_blocking=True),
             on_step=watch,
         )
         by_picture = torch.stack(finite).T.tolist()
@@ -374,6 +401,7 @@ class TextToImage:
     def _part_came(self, part: Part, network: nn.Module) -> None:
         """A network was read again: with the LoRAs in use, and in the form that draws."""
         if isinstance(network, UNet):
+            lay_out_for_gpu(network)
             self.fast_form.exchange(network)
         elif isinstance(network, AutoencoderKL):
             self._ready(network)
@@ -384,6 +412,7 @@ class TextToImage:
         """The autoencoder, in the form in which it is used."""
         if self._fast:
             speed_up_vae(vae)
+        lay_out_for_gpu(vae)
         return vae
 
     def _part_goes(self, part: Part) -> None:
@@ -403,7 +432,8 @@ class TextToImage:
         """Pixels of one picture's latents (1, C, h, w). Raises `failure` if they are not worth it."""
         if failure is not None:
             raise failure
-        return decode(self.bundle.vae, self.latent_space, latents, self.vae_tiling)
+        whole = decode_compiled if self.compiled else AutoencoderKL.decode
+        return decode(self.bundle.vae, self.latent_space, latents, self.vae_tiling, whole=whole)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Latents (1, C, h, w) of one picture (1, 3, H, W)."""
@@ -424,7 +454,7 @@ class TextToImage:
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
                 vae_tiling=self.vae_tiling,
-                kernels=self.fast_form.kernels,
+                kernels=COMPILED if self.compiled else self.fast_form.kernels,
             ),
             vae=self.vae,
         )

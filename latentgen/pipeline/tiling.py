@@ -16,11 +16,13 @@ import itertools
 import math
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from latentgen.kernels.layers import FastGroupNorm
+from latentgen.models.layers import silu_
 from latentgen.models.vae import AutoencoderKL
 
 Tiling = Literal["auto", "on", "off"]
@@ -33,6 +35,10 @@ LIVE_TENSORS = 4
 """Feature maps at full size that the autoencoder holds at once at its widest place, in and out of a residual block."""
 WHOLE_LIMIT_BYTES = 4.5 * 2**30
 """Up to this estimate a picture goes through whole: 1024x1024 with Stable Diffusion's autoencoder."""
+_STRIP = 1 << 20
+"""Numbers of a map that a shared norm holds in float32 at a time."""
+_GROUPS_AT_A_TIME = 8
+"""As many are measured together: two at least, because torch shares a single sum out among its threads."""
 
 
 def needs_tiles(vae: AutoencoderKL, height_px: int, width_px: int) -> bool:
@@ -105,36 +111,75 @@ class _SharedNorms:
     """A network whose group norms measure what they see, and after `share` all use the average of it."""
 
     def __init__(self, network: nn.Module) -> None:
-        norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-        self._hooks = [norm.register_forward_hook(self._hook) for norm in norms]
-        self._seen: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
-        self._shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._network = network
+        self._places: list[tuple[nn.Module, str, _SharedNorm]] = []
 
     def share(self) -> None:
         """From now on a group's mean and variance are those of all that was measured together."""
-        for norm, seen in self._seen.items():
-            mean, mean_square = torch.stack(seen).mean(dim=0)
-            self._shared[norm] = (mean, (mean_square - mean.square()).clamp(min=0))
+        for _, _, norm in self._places:
+            norm.share()
 
     def __enter__(self) -> _SharedNorms:
+        self._take_over(self._network)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        for parent, name, norm in self._places:
+            parent.register_module(name, norm.own)
 
-    def _hook(self, norm: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        assert isinstance(norm, nn.GroupNorm), "hooks are on group norms only"
-        x: Tensor = inputs[0]  # (1, C, h, w)
-        groups = x.float().reshape(norm.num_groups, -1)
-        if norm not in self._shared:
-            self._seen[norm].append(torch.stack([groups.mean(dim=1), groups.square().mean(dim=1)]))
-            return None
-        mean, variance = self._shared[norm]
-        groups = (groups - mean[:, None]) * torch.rsqrt(variance + norm.eps)[:, None]
-        return torch.addcmul(norm.bias.view(-1, 1, 1), groups.view(x.shape).to(x.dtype), norm.weight.view(-1, 1, 1))
+    def _take_over(self, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm | FastGroupNorm):
+                norm = _SharedNorm(child)
+                self._places.append((module, name, norm))
+                module.register_module(name, norm)
+            else:
+                self._take_over(child)
+
+
+class _SharedNorm(nn.Module):
+    """In the place of one norm: it measures, then normalises by what was measured."""
+
+    def __init__(self, own: nn.GroupNorm | FastGroupNorm) -> None:
+        super().__init__()
+        self.own = own
+        self._norm = own.norm if isinstance(own, FastGroupNorm) else own
+        self._seen: list[Tensor] = []
+        self._shared: tuple[Tensor, Tensor] | None = None
+
+    def share(self) -> None:
+        """Take the mean of all tiles, and the inverse of their spread, each (C, 1, 1)."""
+        mean, mean_square = torch.stack(self._seen).mean(dim=0)
+        inverse = torch.rsqrt((mean_square - mean.square()).clamp(min=0) + self._norm.eps)
+        self._shared = self._of_channels(mean), self._of_channels(inverse)
+
+    def forward(self, x: Tensor, *, silu: bool = False, in_place: bool = False) -> Tensor:
+        """x (1, C, h, w) -> (1, C, h, w); silu and in_place as `FastGroupNorm` takes them."""
+        if self._shared is None:
+            self._seen.append(self._measured(x))
+            return self.own(x, silu=silu, in_place=in_place) if isinstance(self.own, FastGroupNorm) else self.own(x)
+        mean, inverse = self._shared
+        weight, bias = (each.view(-1, 1, 1) for each in (self._norm.weight, self._norm.bias))
+        out = x if in_place else torch.empty_like(x)
+        rows = max(1, _STRIP // (x.shape[1] * x.shape[3]))
+        for part, strip in zip(out.split(rows, dim=2), x.split(rows, dim=2), strict=True):
+            part.copy_(torch.addcmul(bias, ((strip.float() - mean) * inverse).to(x.dtype), weight))
+        return silu_(out) if silu else out
+
+    def _of_channels(self, of_groups: Tensor) -> Tensor:
+        """(groups,) -> (C, 1, 1)."""
+        return of_groups.repeat_interleave(self._norm.num_channels // self._norm.num_groups).view(-1, 1, 1)
+
+    def _measured(self, x: Tensor) -> Tensor:
+        """Of each group of x (1, C, h, w) the mean and the mean square: (2, groups) float32."""
+        width = self._norm.num_channels // self._norm.num_groups
+        parts: list[Tensor] = []
+        for channels in x.split(width * _GROUPS_AT_A_TIME, dim=1):
+            values = channels.float().reshape(channels.shape[1] // width, -1)
+            parts.append(torch.stack([values.mean(dim=1), values.square().mean(dim=1)]))
+        return torch.cat(parts, dim=1)
 
 
 def tiles(length: int, size: int, overlap: int) -> list[tuple[int, int]]:

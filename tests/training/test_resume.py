@@ -223,7 +223,7 @@ def test_a_run_holds_no_paths(tiny_data: TinyData, tmp_path: Path) -> None:
 @pytest.fixture
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, but not translated to C++: what could go wrong with names and resumes comes before that."""
-    monkeypatch.setattr("latentgen.training.loop.COMPILER", "eager")
+    monkeypatch.setattr("latentgen.kernels.gpu.COMPILER", "eager")
     torch.compiler.reset()
 
 
@@ -233,7 +233,7 @@ def test_a_compiler_that_is_missing_is_one_line(
     def missing(graph: object, inputs: object) -> None:
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr("latentgen.training.loop.COMPILER", missing)
+    monkeypatch.setattr("latentgen.kernels.gpu.COMPILER", missing)
     torch.compiler.reset()
     with pytest.raises(RuntimeFailure, match=r"torch.compile failed: .*leave out --compile"):
         train(tiny_data.vae(), tmp_path, max_steps=1, compile=True)

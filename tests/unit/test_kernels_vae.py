@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.kernels import library
-from latentgen.kernels.vae import is_fast, speed_up_vae, why_not_fast_vae
+from latentgen.kernels.layers import FastGroupNorm
+from latentgen.kernels.vae import FastVAEResnetBlock, is_fast, speed_up_vae, why_not_fast_vae
 from latentgen.models.vae import AutoencoderKL
-from latentgen.pipeline import TextToImage, decoding
+from latentgen.pipeline import TextToImage, decoding, tiling
 from tests.tiny import TINY_VAE, randomize
 from tests.tiny_bundle import tiny_bundle
 from tests.unit.test_kernels import bf16, on_threads, relative_error, runs_here
@@ -61,6 +63,60 @@ def test_pictures_do_not_depend_on_threads_or_on_what_else_is_decoded() -> None:
         one_of_two = vae.decode(torch.cat([z, bf16(1, 4, 13, 11, seed=2)]))[:1].flatten()
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.equal(one_of_two, results[0][: len(one_of_two)])
+
+
+@runs_here
+def test_norms_in_place_of_their_input_are_the_norms_themselves() -> None:
+    plain = nn.GroupNorm(4, 32)
+    randomize(plain)
+    norm = FastGroupNorm(plain.bfloat16())
+    x = bf16(2, 32, 9, 70).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected, before = norm(x, silu=True), x.clone()
+        assert torch.equal(x, before), "unless asked for, what goes in stays"
+        results = on_threads(lambda: norm(x.clone(memory_format=torch.channels_last), silu=True, in_place=True))
+        assert norm(x, silu=True, in_place=True).data_ptr() == x.data_ptr()
+    assert all(torch.equal(result, expected) for result in (*results, x))
+
+
+@runs_here
+def test_no_map_is_held_longer_than_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a block of the finest level computes, the input of the one before is gone."""
+    maps: list[weakref.ref[Tensor]] = []
+    forward = FastVAEResnetBlock.forward
+
+    def watched(block: FastVAEResnetBlock, x: Tensor) -> Tensor:
+        if x.shape[-1] == 32:
+            assert [each() for each in maps if each() is not None] == []
+            maps.append(weakref.ref(x))
+        return forward(block, x)
+
+    monkeypatch.setattr(FastVAEResnetBlock, "forward", watched)
+    both_ways(fast_autoencoder(), bf16(1, 4, 8, 8), bf16(1, 3, 32, 32))
+    assert len(maps) == 2 * CONFIG.layers_per_block + 1
+
+
+@runs_here
+def test_in_tiles_it_draws_what_the_plain_form_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any threads; and its own norms are back afterwards."""
+    monkeypatch.setattr(tiling, "TILE_PX", 32)
+    monkeypatch.setattr(tiling, "OVERLAP_PX", 8)
+    z, pixels = bf16(1, 4, 17, 20), bf16(1, 3, 68, 80, seed=1)
+
+    def in_tiles(vae: AutoencoderKL, dtype: torch.dtype) -> Tensor:
+        with torch.inference_mode():
+            decoded, encoded = tiling.decode_tiled(vae, z.to(dtype)), tiling.encode_tiled(vae, pixels.to(dtype))
+        return torch.cat([decoded.flatten(), encoded.flatten()])
+
+    expected = in_tiles(autoencoder(torch.float32), torch.float32).double()
+    plain = relative_error(in_tiles(autoencoder(), torch.bfloat16), expected)
+    vae = fast_autoencoder()
+    whole = both_ways(vae, z, pixels)
+    results = on_threads(lambda: in_tiles(vae, torch.bfloat16))
+    assert plain < 0.1
+    assert relative_error(results[0], expected) < 1.2 * plain
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(both_ways(vae, z, pixels), whole)
 
 
 @runs_here

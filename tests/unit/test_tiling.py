@@ -75,7 +75,7 @@ def test_what_sees_single_cells_is_blended_to_exactly_the_whole() -> None:
 def test_all_tiles_are_normed_by_the_statistics_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly of the whole: the one cell that two tiles share counts twice."""
     monkeypatch.setattr(tiling, "OVERLAP_PX", 8)
-    norm = nn.GroupNorm(1, 3)
+    norm = nn.Sequential(nn.GroupNorm(1, 3))
     x = scene(23, 23)
 
     def error() -> float:
