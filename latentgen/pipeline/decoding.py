@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,21 +30,23 @@ def decode(
     latents: Tensor,
     tiling: Tiling = "auto",
     *,
-    whole: Callable[[AutoencoderKL, Tensor], Tensor] = AutoencoderKL.decode,
+    whole: Callable[[AutoencoderKL, Tensor], Tensor] | None = None,
 ) -> Pixels:
     """One picture's latents (1, C, h, w) to (H, W, 3) bytes. Raises RuntimeFailure for numbers that are not finite.
 
-    `whole` decodes what needs no tiles. Where the memory for that is refused, it is tiles after all, with a warning.
+    `whole` decodes what needs no tiles, in place of the autoencoder's own `decode`. Where the memory for that is
+    refused, it is tiles after all, with a warning.
     """
     if not bool(torch.isfinite(latents).all()):
         raise RuntimeFailure("the latents are not finite after the last step", hint=_hint(vae))
     height, width = (side * space.downscale for side in latents.shape[-2:])
     in_tiles = tiling == "on" or (tiling == "auto" and needs_tiles(vae, height, width))
+    plain = vae.decode if whole is None else partial(whole, vae)
     with _room(latents, height * width):
         pixels = _finite(
             vae,
             space.denormalize(latents),
-            lambda z: _in_memory(lambda x: whole(vae, x), lambda x: decode_tiled(vae, x), z, in_tiles),
+            lambda z: _in_memory(plain, lambda x: decode_tiled(vae, x), z, in_tiles),
         )
     if not bool(torch.isfinite(pixels).all()):
         raise RuntimeFailure("the decoded picture is not finite", hint=_hint(vae))

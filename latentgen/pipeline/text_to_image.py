@@ -432,7 +432,7 @@ class TextToImage:
         """Pixels of one picture's latents (1, C, h, w). Raises `failure` if they are not worth it."""
         if failure is not None:
             raise failure
-        whole = decode_compiled if self.compiled else AutoencoderKL.decode
+        whole = decode_compiled if self.compiled else None
         return decode(self.bundle.vae, self.latent_space, latents, self.vae_tiling, whole=whole)
 
     def _encode(self, pixels: Tensor) -> Tensor:

@@ -220,10 +220,10 @@ def test_a_picture_that_fails_is_an_empty_place(
     draw = text_to_image.decode
     calls = iter(range(99))
 
-    def fail_once(*arguments: Any) -> Any:
+    def fail_once(*arguments: Any, **named: Any) -> Any:
         if next(calls) == 2:
             arguments = (*arguments[:2], arguments[2] * float("nan"), *arguments[3:])
-        return draw(*arguments)
+        return draw(*arguments, **named)
 
     monkeypatch.setattr(text_to_image, "decode", fail_once)
     outcome = cli(*SWEEP, "-m", tiny_model)
