@@ -30,6 +30,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from contender import Contender
+
 HERE = Path(__file__).parent
 SIDES = ("latentgen compiled", "latentgen", "diffusers compiled", "diffusers")
 GUIDANCE = 7.5
@@ -112,41 +114,29 @@ def work(told: argparse.Namespace) -> None:
         print(json.dumps({"seconds": taken, "peak_mib": peak}), flush=True)
 
 
-class Contender:
+class Side(Contender):
     """A side's process."""
 
     def __init__(self, side: str, arguments: list[str]) -> None:
-        self.side = side
         started = time.perf_counter()
-        command = [sys.executable, __file__, *arguments, "--side", side]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()
+        super().__init__(side, [sys.executable, __file__, *arguments, "--side", side])
         self.draw(1)
         self.first_s = time.perf_counter() - started
 
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.side} ended with {self.process.wait()}")
-        return line
-
     def draw(self, count: int) -> dict[str, float]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
-        return json.loads(self.answer())
+        """One batch of this many pictures: its "seconds" and "peak_mib"."""
+        return json.loads(self.ask(str(count)))
 
 
-def compare(contenders: list[Contender], batch: int, runs: int) -> None:
+def compare(contenders: list[Side], batch: int, runs: int) -> None:
     """Print one table: every side's turns at one batch size."""
-    first = {each.side: each.draw(batch)["seconds"] for each in contenders}
+    first = {each.name: each.draw(batch)["seconds"] for each in contenders}
     for each in contenders:
         each.draw(batch)  # where a CUDA graph is recorded
-    drawn: dict[str, list[dict[str, float]]] = {each.side: [] for each in contenders}
+    drawn: dict[str, list[dict[str, float]]] = {each.name: [] for each in contenders}
     for turn in range(runs):
         for each in contenders if turn % 2 == 0 else reversed(contenders):
-            drawn[each.side].append(each.draw(batch))
+            drawn[each.name].append(each.draw(batch))
     rates = {side: batch / statistics.median(each["seconds"] for each in of) for side, of in drawn.items()}
     ours = next(iter(rates.values()))
     print(f"\nbatch {batch}\n{'':20} {'pictures/s':>10} {'ratio':>6} {'first batch s':>14} {'peak MiB':>9}")
@@ -224,14 +214,14 @@ def main() -> None:
         print(
             f"{options.size}x{options.size}, {options.steps} steps, {options.dtype}, torch {torch.__version__}, {where}"
         )
-        contenders = [Contender(side, [*sys.argv[1:], "--model", str(folder)]) for side in sides]
+        contenders = [Side(side, [*sys.argv[1:], "--model", str(folder)]) for side in sides]
         print(f"\n{'':20} {'start to first picture s':>24}")
         for each in contenders:
-            print(f"{each.side:20} {each.first_s:24.1f}")
+            print(f"{each.name:20} {each.first_s:24.1f}")
         for batch in options.batches.split(","):
             compare(contenders, int(batch), options.runs)
         for each in contenders:
-            each.process.kill()
+            each.end()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from contender import Contender
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentgen import embedded_model_path
@@ -35,29 +36,6 @@ from latentgen.models.vae import AutoencoderKL
 
 HERE = Path(__file__).parent
 STEPS = 20
-
-
-class Contender:
-    """A side's process."""
-
-    def __init__(self, side: str, python: str, folder: Path, threads: int) -> None:
-        command = [python, str(HERE / "speed_contender.py"), side, str(folder), str(threads)]
-        self.side = side
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.side} ended with {self.process.wait()}")
-        return line
-
-    def seconds(self, job: str) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(job + "\n")
-        self.process.stdin.flush()
-        return float(self.answer())
 
 
 def gflop(config: ModelConfig, kind: str, size_px: int) -> float:
@@ -96,15 +74,15 @@ def peak_gflops() -> float:
 def compare(contenders: list[Contender], job: str, runs: int, *, work: float | None) -> None:
     """Print one table: every side's turns at one job."""
     for contender in contenders:
-        contender.seconds(job)  # what happens once
-    taken: dict[str, list[float]] = {contender.side: [] for contender in contenders}
+        contender.ask(job)  # what happens once
+    taken: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     peaks: list[float] = []
     for turn in range(runs):
         for contender in contenders if turn % 2 == 0 else reversed(contenders):
-            taken[contender.side].append(contender.seconds(job))
+            taken[contender.name].append(float(contender.ask(job)))
         if work is not None:
             peaks.append(peak_gflops())
-    ours = statistics.median(taken[contenders[0].side])
+    ours = statistics.median(taken[contenders[0].name])
     title = f"{job} px" if work is None else f"{job} px, {work:.0f} GFLOP, peak {statistics.median(peaks):.0f} GFLOPS"
     print(f"\n{title}\n{'':20} {'median s':>9} {'least s':>9} {'ratio':>6} {'GFLOPS':>7} {'of peak':>8}")
     for side, seconds in taken.items():
@@ -132,14 +110,15 @@ def main() -> None:
         config = read_config(folder)
         sides = options.sides.split(",")
         pythons = {side: options.openvino_python if side == "openvino" else sys.executable for side in sides}
-        contenders = [Contender(side, pythons[side], folder, options.threads) for side in sides]
+        told = [str(folder), str(options.threads)]
+        contenders = [Contender(side, [pythons[side], str(HERE / "speed_contender.py"), side, *told]) for side in sides]
         for size in (options.sizes or ("256" if options.embedded else "512,256")).split(","):
             for kind in ("step", "decode"):
                 compare(contenders, f"{kind} {size}", options.runs, work=gflop(config, kind, int(size)))
             if options.pictures:
                 compare(contenders, f"picture {size} {STEPS}", options.runs, work=None)
         for contender in contenders:
-            contender.process.kill()
+            contender.end()
 
 
 if __name__ == "__main__":

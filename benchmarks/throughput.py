@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contender import Contender
 
 from latentgen import embedded_model_path
 from latentgen.checkpoints.layout import read_config
@@ -57,35 +57,14 @@ class Setting:
         return f"{self.tool:10} {self.processes:9} {self.threads:7} {self.batch:5}"
 
 
-class Worker:
-    """A process that holds a model and draws what it is told to."""
-
-    def __init__(self, tool: str, folder: Path, threads: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", tool, str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.answer()
-
-    def tell(self, job: Job) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> list[str]:
-        """Hashes of the pictures of the last job; empty when the model is loaded."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a worker ended with {self.process.wait()}")
-        return json.loads(line)
+def start(tool: str, folder: Path, threads: int) -> Contender:
+    """A process that holds a model and answers a `Job` with the hashes of its pictures."""
+    command = [sys.executable, __file__, "--worker", tool, str(folder)]
+    return Contender(tool, command, {"OMP_NUM_THREADS": str(threads)})
 
 
 def draw(
-    setting: Setting, workers: Sequence[Worker], prompts: Sequence[str], steps: int, size: int
+    setting: Setting, workers: Sequence[Contender], prompts: Sequence[str], steps: int, size: int
 ) -> tuple[float, list[str]]:
     """Seconds, and the pictures' hashes in the order of the prompts."""
     numbered = list(enumerate(prompts))
@@ -93,15 +72,20 @@ def draw(
     started = time.perf_counter()
     for k, worker in enumerate(used):
         own = numbered[k :: len(used)]
-        worker.tell(
-            {"threads": setting.threads, "batch": setting.batch, "steps": steps, "size_px": size, "prompts": own}
-        )
-    answers = [worker.answer() for worker in used]
+        job: Job = {
+            "threads": setting.threads,
+            "batch": setting.batch,
+            "steps": steps,
+            "size_px": size,
+            "prompts": own,
+        }
+        worker.tell(json.dumps(job))
+    answers: list[list[str]] = [json.loads(worker.answer()) for worker in used]
     seconds = time.perf_counter() - started
     return seconds, [answers[k % len(used)][k // len(used)] for k in range(len(prompts))]
 
 
-def compare(settings: Sequence[Setting], workers: dict[str, list[Worker]], options: argparse.Namespace) -> None:
+def compare(settings: Sequence[Setting], workers: dict[str, list[Contender]], options: argparse.Namespace) -> None:
     """Print the table: every setting's turns at the prompts."""
     prompts = [f"{THINGS[k % len(THINGS)]} {TIMES[k // len(THINGS) % len(TIMES)]}" for k in range(options.pictures)]
     taken: dict[Setting, list[float]] = {setting: [] for setting in settings}
@@ -182,7 +166,7 @@ DRAWERS = {"latentgen": latentgen_drawer, "diffusers": diffusers_drawer}
 
 def work(tool: str, folder: Path) -> None:
     draw = DRAWERS[tool](folder)
-    print("[]", flush=True)
+    print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         torch.set_num_threads(job["threads"])
@@ -219,12 +203,12 @@ def main() -> None:
             folder = Path(scratch) / "sd15"
             subprocess.run([sys.executable, str(HERE / "memory.py"), "--make", str(folder)], check=True)
         options.size = options.size or read_config(folder).defaults.width_px
-        workers = {side: [Worker(side, folder, threads) for _ in range(processes)] for side in sides}
+        workers = {side: [start(side, folder, threads) for _ in range(processes)] for side in sides}
         try:
             compare(settings, workers, options)
         finally:
             for worker in (each for side in workers.values() for each in side):
-                worker.process.kill()
+                worker.end()
 
 
 if __name__ == "__main__":

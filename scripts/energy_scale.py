@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from latentgen.checkpoints.folder import load_unet, load_vae, save_unet, save_vae
 from latentgen.data.pixels import PixelCache
 from latentgen.data.records import list_records
+from latentgen.errors import LatentgenError
 from latentgen.models.unet import UNet
 from latentgen.training.latent_statistics import energy_map, fold_latent_map, latent_geometry
 
@@ -40,24 +43,32 @@ def turn(unet: UNet, rotation: Tensor) -> None:
     last.bias.data = rotation @ last.bias.data
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("pictures", type=Path, help="what the latents are measured on: a data set as for training")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    vae, unet = load_vae(options.model), load_unet(options.model)
-    records = list_records(options.pictures)[:PICTURES]
-    pixels = PixelCache(records, unet.config.sample_size * vae.config.downscale, options.out / "cache", print)
-    geometry = latent_geometry(vae, pixels, range(len(records)))
+    try:
+        move(options.model, options.pictures, options.out)
+    except LatentgenError as error:
+        sys.exit(f"energy_scale.py: {error}")
+
+
+@torch.no_grad()
+def move(model: Path, pictures: Path, out: Path) -> None:
+    """Write to out the model folder with its autoencoder scaled and its U-Net turned. Raises LatentgenError."""
+    vae, unet = load_vae(model), load_unet(model)
+    records = list_records(pictures)[:PICTURES]
+    with tempfile.TemporaryDirectory() as cache:
+        pixels = PixelCache(records, unet.config.sample_size * vae.config.downscale, Path(cache), print)
+        geometry = latent_geometry(vae, pixels, range(len(records)))
     linear, logvar = energy_map(geometry)
     vae.config = fold_latent_map(vae, geometry.mean, linear, logvar)
     turn(unet, nearest_rotation(linear))
-    shutil.rmtree(options.out / "cache")
-    shutil.copytree(options.model, options.out, dirs_exist_ok=True)
-    save_vae(vae, options.out / "vae")
-    save_unet(unet, options.out / "unet")
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    save_vae(vae, out / "vae")
+    save_unet(unet, out / "unet")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from latentgen.training.alignment import FrozenNetwork
 
+DEFAULT_WEIGHT = 0.25
+"""Of the alignment beside the U-Net's own loss. (REPA's default is 0.5, for a loss of about 1; ours is 0.2 to 0.3.)"""
+
 Align = Annotated[
     Path | None,
     typer.Option(
@@ -38,7 +41,6 @@ class AlignChoice:
     kind: Literal["probe", "clip"]
     path: Path
     """The probe's file, or the folder with both towers."""
-    weight: float
 
     def load(self, device: torch.device) -> FrozenNetwork:
         from latentgen.training.alignment import FrozenNetwork
@@ -65,7 +67,7 @@ def choose_alignment(path: Path | None, weight: float, levels: int) -> AlignChoi
     if path is None:
         return None
     if not 0 < weight < math.inf:
-        raise InputError(f"--align-weight {weight} must be positive and finite", hint="0.25 is usual")
+        raise InputError(f"--align-weight {weight} must be positive and finite", hint=f"{DEFAULT_WEIGHT} is usual")
     if levels < 2:
         raise InputError("--align needs a U-Net of two levels or more", hint="leave it out")
     from latentgen.checkpoints.identify import identify
@@ -74,9 +76,9 @@ def choose_alignment(path: Path | None, weight: float, levels: int) -> AlignChoi
     if not path.exists():
         raise ModelNotFoundError(f"there is nothing at --align {path}")
     if path.is_dir() and (folder := find_clip(path)) is not None:
-        return AlignChoice("clip", folder, weight)
+        return AlignChoice("clip", folder)
     if path.is_file() and identify(path).kind == "probe":
-        return AlignChoice("probe", path, weight)
+        return AlignChoice("probe", path)
     what = "holds no CLIP model with an image tower" if path.is_dir() else f"is {identify(path).title}"
     hint = "a probe of `latentgen evaluate train-probe`, or the model/ of a train-clip run"
     raise InputError(f"--align {path} {what}", hint=hint)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from latentgen.cli.train_align import Align, AlignWeight, choose_alignment
+from latentgen.cli.train_align import DEFAULT_WEIGHT, Align, AlignWeight, choose_alignment
 from latentgen.cli.train_data import open_pictures
 from latentgen.cli.train_noise import (
     NOISE,
@@ -87,7 +87,7 @@ def train_unet(
     timestep_sampling: TimestepSampling = "uniform",
     min_snr_gamma: MinSNRGamma = None,
     align: Align = None,
-    align_weight: AlignWeight = 0.25,
+    align_weight: AlignWeight = DEFAULT_WEIGHT,
     gradient_checkpointing: GradientCheckpointing = False,
     validation_pictures: ValidationPictures = None,
     sample_prompts: SamplePrompts = None,

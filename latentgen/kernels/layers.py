@@ -9,6 +9,7 @@ sum or a gate rounds once where two operations round twice, and a convolution of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -325,6 +326,20 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     scaled, keys = q * q.shape[-1] ** -0.5, k.transpose(2, 3)
     parts = [(part @ keys).softmax(dim=-1) @ v for part in scaled.split(run, dim=2)]
     return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+
+
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
+@torch.no_grad()
+def exchange(network: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Put other(layer) in the place of every layer within that has one, in place; in what was put there it looks no
+    further.
+    """
+    for name, layer in network.named_children():
+        replacement = other(layer)
+        if replacement is None:
+            exchange(layer, other)
+        else:
+            network.register_module(name, replacement)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

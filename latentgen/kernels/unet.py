@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,6 +18,7 @@ from latentgen.kernels.layers import (
     PackedConv2d,
     PackedLinear,
     PackedPointwiseConv2d,
+    exchange,
 )
 from latentgen.kernels.library import why_unavailable
 from latentgen.kernels.memory import large_tensors_mapped
@@ -102,12 +102,12 @@ def speed_up(unet: UNet) -> None:
     The network can then be called without gradients only, and has no state dict of its own until `slow_down`.
     """
     assert why_not_fast(unet) is None, why_not_fast(unet)
-    _exchange(unet, _fast)
+    exchange(unet, _fast)
 
 
 def slow_down(unet: UNet) -> None:
     """Undo `speed_up`: the layers and, to the bit, the weights that were there before."""
-    _exchange(unet, _plain)
+    exchange(unet, _plain)
 
 
 def quantize(unet: UNet) -> None:
@@ -135,23 +135,12 @@ def quantize(unet: UNet) -> None:
             return layer if id(layer) in kept else Int8Conv2d(layer)
         return None
 
-    _exchange(unet, in_8_bits)
+    exchange(unet, in_8_bits)
 
 
 def dequantize(unet: UNet) -> None:
     """Undo `quantize`."""
-    _exchange(unet, lambda layer: layer.exact if isinstance(layer, Int8Linear | Int8GEGLU | Int8Conv2d) else None)
-
-
-@torch.inference_mode(False)  # tensors made in inference mode could never be trained
-@torch.no_grad()
-def _exchange(module: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
-    for name, child in module.named_children():
-        replacement = other(child)
-        if replacement is None:
-            _exchange(child, other)
-        else:
-            module.register_module(name, replacement)
+    exchange(unet, lambda layer: layer.exact if isinstance(layer, Int8Linear | Int8GEGLU | Int8Conv2d) else None)
 
 
 def _fast(layer: nn.Module) -> nn.Module | None:

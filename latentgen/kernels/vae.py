@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgen.kernels.gpu import wants_channels_last
-from latentgen.kernels.layers import FastGroupNorm
+from latentgen.kernels.layers import FastGroupNorm, exchange
 from latentgen.kernels.library import LANES, why_unavailable
 from latentgen.models.layers import ResnetBlock
 from latentgen.models.vae import AutoencoderKL
@@ -55,7 +55,7 @@ def speed_up_vae(vae: AutoencoderKL) -> None:
     """
     if is_fast(vae) or why_not_fast_vae(vae) is not None:
         return
-    _exchange(vae)
+    exchange(vae, _fast)
     lay_out(vae, torch.bfloat16)
 
 
@@ -70,11 +70,11 @@ def lay_out(vae: AutoencoderKL, dtype: torch.dtype) -> None:
         vae.to(dtype=dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]  missing in torch's overloads
 
 
-def _exchange(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, ResnetBlock):
-            module.register_module(name, FastVAEResnetBlock(child))
-        elif isinstance(child, nn.GroupNorm):
-            module.register_module(name, FastGroupNorm(child))
-        else:
-            _exchange(child)
+def _fast(layer: nn.Module) -> nn.Module | None:
+    match layer:
+        case ResnetBlock():
+            return FastVAEResnetBlock(layer)
+        case nn.GroupNorm():
+            return FastGroupNorm(layer)
+        case _:
+            return None

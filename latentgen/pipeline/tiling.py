@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from latentgen.kernels.layers import FastGroupNorm
+from latentgen.kernels.layers import FastGroupNorm, exchange
 from latentgen.models.layers import silu_
 from latentgen.models.vae import AutoencoderKL
 
@@ -112,31 +112,25 @@ class _SharedNorms:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._places: list[tuple[nn.Module, str, _SharedNorm]] = []
 
     def share(self) -> None:
         """From now on a group's mean and variance are those of all that was measured together."""
-        for _, _, norm in self._places:
-            norm.share()
+        for module in self._network.modules():
+            if isinstance(module, _SharedNorm):
+                module.share()
 
     def __enter__(self) -> _SharedNorms:
-        self._take_over(self._network)
+        exchange(self._network, _sharing)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for parent, name, norm in self._places:
-            parent.register_module(name, norm.own)
+        exchange(self._network, lambda layer: layer.own if isinstance(layer, _SharedNorm) else None)
 
-    def _take_over(self, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm | FastGroupNorm):
-                norm = _SharedNorm(child)
-                self._places.append((module, name, norm))
-                module.register_module(name, norm)
-            else:
-                self._take_over(child)
+
+def _sharing(layer: nn.Module) -> _SharedNorm | None:
+    return _SharedNorm(layer) if isinstance(layer, nn.GroupNorm | FastGroupNorm) else None
 
 
 class _SharedNorm(nn.Module):

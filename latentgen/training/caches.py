@@ -144,7 +144,7 @@ def _encode_pictures(
         batch = to_float(pictures).to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), _autocast(device, autocast):
             mean, logvar = vae.encode(batch)
-        yield _as_float16(torch.stack([mean, logvar], dim=1), f"the VAE's latents of pictures {group}")
+        yield as_float16(torch.stack([mean, logvar], dim=1), f"the VAE's latents of pictures {group}")
 
 
 def _encode_captions(
@@ -155,7 +155,7 @@ def _encode_captions(
         ids = tokenizer.encode(captions[start : start + CAPTIONS_AT_A_TIME]).to(device)
         with torch.inference_mode(), _autocast(device, autocast):
             contexts = encoder(ids)
-        yield _as_float16(contexts, f"the text encoder's states of captions {start}..{start + len(ids) - 1}")
+        yield as_float16(contexts, f"the text encoder's states of captions {start}..{start + len(ids) - 1}")
 
 
 def _token_ids_fingerprint(tokenizer: Tokenizer, captions: list[str]) -> str:
@@ -170,7 +170,8 @@ def _precision(autocast: torch.dtype | None) -> str:
     return str(torch.float32 if autocast is None else autocast).removeprefix("torch.")
 
 
-def _as_float16(values: Tensor, what: str) -> NDArray[np.float16]:
+def as_float16(values: Tensor, what: str) -> NDArray[np.float16]:
+    """For a file. Raises RuntimeFailure where one is not finite in float16; what: names the values there."""
     halves = values.half().cpu()
     if not is_finite(halves):
         raise RuntimeFailure(f"{what} are not finite in float16", hint="are these the weights of a trained model?")

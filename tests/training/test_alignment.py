@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,34 +10,16 @@ import torch
 from torch import Tensor
 
 from latentgen.errors import RuntimeFailure
-from latentgen.models.unet import UNet
-from latentgen.training.alignment import AlignedObjective, AlignedUNet, FeatureCache, FrozenNetwork, unet_tensors
+from latentgen.training.alignment import FeatureCache, FrozenNetwork, unet_tensors
 from latentgen.training.rng import Draw
-from latentgen.training.unet import UNetObjectiveConfig
 from tests.tiny import randomize
-from tests.training.tiny_runs import TinyData, state_hashes, train
+from tests.training.tiny_runs import ALIGN_WEIGHT, TinyData, colours, state_hashes, train
 
 LAST = 4
-WEIGHT = 0.5
 
 
-def colours(pictures: Tensor) -> Tensor:
-    """A frozen network of three features at half of the size: the colours, on three scales."""
-    return torch.nn.functional.avg_pool2d(pictures, 2) * torch.tensor([1.0, 5.0, 0.2])[:, None, None]
-
-
-def features_of(data: TinyData, see: object = colours, name: str = "colours") -> FeatureCache:
-    assert callable(see)
+def features_of(data: TinyData, see: Callable[[Tensor], Tensor] = colours, name: str = "colours") -> FeatureCache:
     return FeatureCache(data.pixels, FrozenNetwork(see, name), data.cache, lambda note: None)
-
-
-def aligned(data: TinyData, *, seed: int = 0) -> AlignedObjective:
-    """The same seed builds the same network. Every caption is kept, so that batches differ by their pictures alone."""
-    denoising = data.unet(seed, config=UNetObjectiveConfig(caption_dropout=0.0))
-    network = denoising.network
-    assert isinstance(network, UNet)
-    features = features_of(data)
-    return AlignedObjective(AlignedUNet(network, features.channels), denoising, features, WEIGHT)
 
 
 def draws(count: int = 4) -> list[Draw]:
@@ -70,7 +53,7 @@ def test_features_are_kept_by_what_they_were_made_from(tiny_data: TinyData) -> N
 
 
 def test_the_loss_is_the_denoising_loss_and_the_cosine(tiny_data: TinyData) -> None:
-    objective = aligned(tiny_data)
+    objective = tiny_data.aligned()
     randomize(objective.network)
     batch = objective.batch(draws())
     with torch.no_grad():
@@ -83,11 +66,11 @@ def test_the_loss_is_the_denoising_loss_and_the_cosine(tiny_data: TinyData) -> N
     cosine = ((told * batch.features).sum(dim=1) / lengths).mean()
     torch.testing.assert_close(figures["alignment"], cosine)
     torch.testing.assert_close(figures["denoising"], alone)
-    torch.testing.assert_close(loss, alone + WEIGHT * (1 - cosine))
+    torch.testing.assert_close(loss, alone + ALIGN_WEIGHT * (1 - cosine))
 
 
 def test_alignment_teaches_what_comes_before_the_finest_way_up(tiny_data: TinyData) -> None:
-    objective = aligned(tiny_data)
+    objective = tiny_data.aligned()
     randomize(objective.network)
     batch = objective.batch(draws())
     noisy = objective.denoising.schedule.add_noise(batch.latents, batch.eps, batch.t)
@@ -98,7 +81,7 @@ def test_alignment_teaches_what_comes_before_the_finest_way_up(tiny_data: TinyDa
 
 
 def test_it_learns_both(tiny_data: TinyData) -> None:
-    objective = aligned(tiny_data)
+    objective = tiny_data.aligned()
     batch = objective.batch(draws())
     optimizer = torch.optim.Adam(objective.network.parameters(), lr=1e-2)
     seen: list[dict[str, float]] = []
@@ -113,10 +96,10 @@ def test_it_learns_both(tiny_data: TinyData) -> None:
 
 
 def test_resumed_equals_uninterrupted_and_the_unet_comes_out_alone(tiny_data: TinyData, tmp_path: Path) -> None:
-    train(aligned(tiny_data), tmp_path / "whole", max_steps=LAST)
+    train(tiny_data.aligned(), tmp_path / "whole", max_steps=LAST)
     expected = state_hashes(tmp_path / "whole", LAST)
-    train(aligned(tiny_data), tmp_path / "stopped", max_steps=2)
-    objective = aligned(tiny_data, seed=9)
+    train(tiny_data.aligned(), tmp_path / "stopped", max_steps=2)
+    objective = tiny_data.aligned(seed=9)
     train(objective, tmp_path / "stopped", max_steps=LAST, resume="latest")
     assert state_hashes(tmp_path / "stopped", LAST) == expected
     tensors = unet_tensors(objective.network.state_dict())
@@ -128,7 +111,7 @@ def test_resumed_equals_uninterrupted_and_the_unet_comes_out_alone(tiny_data: Ti
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_data: TinyData) -> None:
     gradients: list[list[Tensor]] = []
     for checkpointed in (False, True):
-        objective = aligned(tiny_data)
+        objective = tiny_data.aligned()
         if checkpointed:
             objective.network.unet.enable_gradient_checkpointing()
         randomize(objective.network)

@@ -20,6 +20,7 @@ from latentgen.diffusion.latents import LatentSpace
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
 from latentgen.models.unet import UNet
+from latentgen.training.alignment import AlignedObjective, AlignedUNet, FeatureCache, FrozenNetwork
 from latentgen.training.caches import ContextCache, LatentCache
 from latentgen.training.loop import Objective, Outcome, fit
 from latentgen.training.run_dir import MANIFEST, RunDir
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from latentgen.training.clip import CLIPObjective
 
 SIDE_PX = 16
+ALIGN_WEIGHT = 0.5
 WORDS = ("red", "green", "blue", "grey", "dark", "light")
 
 VAE = VAEConfig(
@@ -129,10 +131,23 @@ class TinyData:
             {"data": fingerprint(self.records)},
         )
 
+    def aligned(self, seed: int = 0) -> AlignedObjective:
+        """Every caption is kept, so that batches differ by their pictures alone."""
+        denoising = self.unet(seed, config=UNetObjectiveConfig(caption_dropout=0.0))
+        network = denoising.network
+        assert isinstance(network, UNet)
+        features = FeatureCache(self.pixels, FrozenNetwork(colours, "colours"), self.cache, lambda note: None)
+        return AlignedObjective(AlignedUNet(network, features.channels), denoising, features, ALIGN_WEIGHT)
+
+
+def colours(pictures: Tensor) -> Tensor:
+    """A frozen network of three features at half of the size: the colours, on three scales."""
+    return torch.nn.functional.avg_pool2d(pictures, 2) * torch.tensor([1.0, 5.0, 0.2])[:, None, None]
+
 
 def build(data: TinyData, name: str) -> Objective:
-    """The objective of this name: vae, clip or unet."""
-    return {"vae": data.vae, "clip": data.clip, "unet": data.unet}[name]()
+    """The objective of this name: vae, clip, unet or aligned."""
+    return {"vae": data.vae, "clip": data.clip, "unet": data.unet, "aligned": data.aligned}[name]()
 
 
 SHORT_RUN = TrainConfig(
