@@ -43,6 +43,10 @@ Captions = Annotated[int, typer.Option("--captions-per-image", min=1, help="Capt
 HeldOutOption = Annotated[
     str, typer.Option("--held-out", help="Compositions kept from training: include, exclude, or only.")
 ]
+Several = Annotated[
+    str,
+    typer.Option("--several", help="Pictures of more than one thing, counted or in pairs: include, exclude, or only."),
+]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -146,6 +150,7 @@ def render(
     format: Format = "webdataset",
     captions_per_image: Captions = 3,
     held_out: HeldOutOption = "include",
+    several: Several = "include",
     assets: Assets = None,
     quiet: Quiet = False,
 ) -> None:
@@ -166,6 +171,7 @@ def render(
         format=cast("Any", format),
         captions_per_image=captions_per_image,
         held_out=cast("Any", held_out),
+        several=cast("Any", several),
     )
     console = Console(quiet=quiet)
     with console.progress() as report:

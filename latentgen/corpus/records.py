@@ -54,11 +54,11 @@ def make_record(
     vocabulary: VocabularyName, seed: int, captions_per_image: int, templates: Templates = "train"
 ) -> Record:
     """Scene and captions of a seed. Caption k depends on the seed, k and the choice of templates alone."""
-    scene = SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))
+    scene = scene_of(vocabulary, seed)
     generators = (np.random.default_rng([seed, k]) for k in range(captions_per_image))
     return Record(seed, scene, tuple(caption(scene, rng, templates) for rng in generators))
 
 
-def is_held_out(vocabulary: VocabularyName, seed: int) -> bool:
-    """Whether a seed's scene holds a reserved pair."""
-    return bool(held_out_pairs(SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))))
+def scene_of(vocabulary: VocabularyName, seed: int) -> SceneSpec:
+    """The scene that a seed stands for."""
+    return SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))

@@ -29,8 +29,9 @@ from PIL import Image
 from latentgen import __version__
 from latentgen.corpus.artwork import PACKAGES, Artwork, default_artwork_folder
 from latentgen.corpus.compose import render_scene
-from latentgen.corpus.records import SCENE_SOURCES, VocabularyName, is_held_out, make_record
+from latentgen.corpus.records import SCENE_SOURCES, VocabularyName, make_record, scene_of
 from latentgen.corpus.shards import RECORDS_PER_SHARD, EncodedRecord, PictureFolder, ShardWriter, TarShards
+from latentgen.corpus.splits import held_out_pairs
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.jsonfile import read_json, write_json
 
@@ -43,8 +44,8 @@ MAX_SEED = 2**63 - 1
 SEEDS_PER_TASK = 8
 
 CorpusFormat = Literal["webdataset", "folder"]
-HeldOut = Literal["include", "exclude", "only"]
-"""What happens to scenes with a reserved pair (`latentgen/corpus/splits.py`)."""
+Choice = Literal["include", "exclude", "only"]
+"""What happens to scenes of one kind."""
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished records and their total."""
 
@@ -59,7 +60,10 @@ class CorpusArguments:
     vocabulary: VocabularyName = "heroes"
     format: CorpusFormat = "webdataset"
     captions_per_image: int = 3
-    held_out: HeldOut = "include"
+    held_out: Choice = "include"
+    """Scenes with a reserved pair (`latentgen/corpus/splits.py`)."""
+    several: Choice = "include"
+    """Scenes of more than one thing: counted ones, and pairs."""
 
     def __post_init__(self) -> None:
         for value, low, high, name in (
@@ -73,7 +77,8 @@ class CorpusArguments:
         for value, choices, name in (
             (self.vocabulary, VocabularyName, "vocabulary"),
             (self.format, CorpusFormat, "format"),
-            (self.held_out, HeldOut, "held-out"),
+            (self.held_out, Choice, "held-out"),
+            (self.several, Choice, "several"),
         ):
             if value not in get_args(choices):
                 raise InputError(f"corpus: {name} {value!r} is not one of {', '.join(get_args(choices))}")
@@ -84,11 +89,17 @@ class CorpusArguments:
 
     def seeds(self) -> Iterator[int]:
         """The seeds of the records, in order."""
-        candidates = count_from(self.seed)
-        if self.held_out != "include":
-            wanted = self.held_out == "only"
-            candidates = (seed for seed in candidates if is_held_out(self.vocabulary, seed) == wanted)
-        return islice(candidates, self.count)
+        return islice(filter(self._is_wanted, count_from(self.seed)), self.count)
+
+    def _is_wanted(self, seed: int) -> bool:
+        if self.held_out == self.several == "include":
+            return True
+        scene = scene_of(self.vocabulary, seed)
+        return _is_chosen(self.held_out, bool(held_out_pairs(scene))) and _is_chosen(self.several, not scene.is_single)
+
+
+def _is_chosen(choice: Choice, is_one: bool) -> bool:
+    return choice == "include" or is_one == (choice == "only")
 
 
 def render_corpus(

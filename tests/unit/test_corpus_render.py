@@ -16,8 +16,9 @@ from PIL import Image
 from latentgen.cli.app import main
 from latentgen.corpus import render
 from latentgen.corpus.compose import render_scene
-from latentgen.corpus.records import make_record
+from latentgen.corpus.records import make_record, scene_of
 from latentgen.corpus.render import CorpusArguments, render_corpus
+from latentgen.corpus.splits import held_out_pairs
 from latentgen.data.records import list_records
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 
@@ -138,6 +139,19 @@ def test_held_out_scenes_are_included_excluded_or_alone(tmp_path: Path) -> None:
     assert not set(seeds["exclude"]) & set(seeds["only"])
 
 
+def test_several_things_are_included_left_out_or_alone() -> None:
+    def is_several(arguments: CorpusArguments) -> list[bool]:
+        scenes = [scene_of("heroes", seed) for seed in arguments.seeds()]
+        return [len(scene.subjects) > 1 or scene.subjects[0].count > 1 for scene in scenes]
+
+    assert is_several(CorpusArguments(50, several="exclude")) == [False] * 50
+    assert is_several(CorpusArguments(50, several="only")) == [True] * 50
+    assert set(is_several(CorpusArguments(50))) == {True, False}
+    both = CorpusArguments(50, held_out="exclude", several="only")
+    assert is_several(both) == [True] * 50
+    assert not any(held_out_pairs(scene_of("heroes", seed)) for seed in both.seeds())
+
+
 def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:
     render_corpus(tmp_path, CorpusArguments(2, 0, 16, "heroes"))
     before = contents(tmp_path)
@@ -181,6 +195,7 @@ def test_the_full_vocabulary_says_that_it_needs_artwork(tmp_path: Path) -> None:
         ({"count": 1, "vocabulary": "animals"}, "vocabulary 'animals' is not one of full, heroes, heroes20"),
         ({"count": 1, "format": "zip"}, "format 'zip' is not one of webdataset, folder"),
         ({"count": 1, "held_out": "maybe"}, "held-out 'maybe'"),
+        ({"count": 1, "several": "two"}, "several 'two' is not one of include, exclude, only"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
