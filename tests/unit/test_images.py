@@ -4,7 +4,9 @@ import json
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,8 +23,9 @@ from latentgen.images.files import (
     read_picture_text,
     write_file,
 )
-from latentgen.images.metadata import Computation, PictureMetadata
+from latentgen.images.metadata import COMPILED, Computation, PictureMetadata
 from latentgen.images.pixels import Pixels, pixel_difference, pixels_sha256, to_pixels
+from latentgen.kernels.unet import Kernels
 from latentgen.request import GenerationRequest
 from tests.limits import file_size_limit
 
@@ -46,6 +49,12 @@ METADATA = PictureMetadata(
 )
 PARAMETERS = format_parameters(METADATA.a1111(sampler_title="DPM++ 2M", schedule_title="Karras"))
 TEXT = PictureText(PARAMETERS, METADATA.to_json())
+
+
+@pytest.mark.parametrize("kernels", [*get_args(Kernels), COMPILED])
+def test_every_form_of_the_unet_is_read_back(kernels: str) -> None:
+    metadata = replace(METADATA, computation=replace(METADATA.computation, kernels=kernels))
+    assert PictureMetadata.from_json(metadata.to_json()) == metadata
 
 
 @pytest.fixture
