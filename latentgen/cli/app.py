@@ -43,7 +43,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "Training": {
         "data": Command(
             "latentgen.cli.data:app",
-            "Look at training pictures, or make some: check, stats, render, fetch-assets.",
+            "Look at training pictures, or make some: check, stats, render, sheet, fetch-assets.",
         ),
         "train-clip": Command("latentgen.cli.train_clip:train_clip", "Train the CLIP text encoder."),
         "train-vae": Command("latentgen.cli.train_vae:train_vae", "Train the autoencoder."),

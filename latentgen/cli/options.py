@@ -98,7 +98,7 @@ Output = Annotated[
         metavar="PATH",
         rich_help_panel=FILES,
         help="A file, a folder, or a file name with {date}, {n}, {seed}, {prompt_slug}."
-        " Default: outputs/{date}-{n:05}-{seed}.png",
+        " -: standard output. Default: outputs/{date}-{n:05}-{seed}.png",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that exist.")]

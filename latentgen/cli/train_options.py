@@ -106,7 +106,11 @@ LearningRate = Annotated[
 ]
 MuonLR = Annotated[
     float | None,
-    typer.Option("--muon-lr", rich_help_panel=OPTIMIZER, help="Muon's rate on matrices; leave out for AdamW on all."),
+    typer.Option(
+        "--muon-lr",
+        rich_help_panel=OPTIMIZER,
+        help="Muon's rate on matrices. Without it AdamW takes all; train-vae from scratch: 0.02.",
+    ),
 ]
 Scheduler = Annotated[
     str,
