@@ -76,8 +76,11 @@ def energy_scaled(folder: Path, pixels: Pictures) -> AutoencoderKL:
 def move(model: Path, pictures: Path, out: Path, other: Path | None) -> None:
     """Write the model with the other autoencoder, by default its own energy-scaled, and its U-Net turned.
 
-    Raises LatentgenError for what cannot be read, InputError for an autoencoder whose latents have another shape.
+    Raises LatentgenError for what cannot be read, InputError for an autoencoder whose latents have another shape, and
+    for an out that is there already.
     """
+    if out.exists():
+        raise InputError(f"{out} is there already", hint="name a new folder")
     before, unet = load_vae(model), load_unet(model)
     with tempfile.TemporaryDirectory() as cache:
         side_px = unet.config.sample_size * before.config.downscale
@@ -89,7 +92,7 @@ def move(model: Path, pictures: Path, out: Path, other: Path | None) -> None:
         rotation, share = rotation_between(latents_of(before, pixels), latents_of(after, pixels))
     print(f"the old latents, turned, tell {share:.0%} of the new ones")
     turn(unet, rotation)
-    shutil.copytree(model, out, dirs_exist_ok=True)
+    shutil.copytree(model, out)
     for part in ("vae", "unet"):  # their weights may have had other names
         shutil.rmtree(out / part)
     save_vae(after, out / "vae")
@@ -105,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         move(options.model, options.pictures, options.out, options.vae)
-    except LatentgenError as error:
+    except (LatentgenError, OSError) as error:
         sys.exit(f"move_unet.py: {error}")
 
 

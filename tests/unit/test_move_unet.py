@@ -92,3 +92,12 @@ def test_latents_of_another_shape_are_refused_in_one_line(tmp_path: Path) -> Non
         call(model, pictures, tmp_path / "moved", "--vae", tmp_path / "other")
     assert str(ended.value).startswith("move_unet.py: latents of 4 channels at 1/8 cannot become 2 at 1/2")
     assert not (tmp_path / "moved").exists()
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    model, pictures = save_tiny_model(tmp_path / "model"), write_pictures(tmp_path / "pictures", 3, side_px=64)
+    before = (model / "unet" / "config.json").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        call(model, pictures, model)
+    assert str(ended.value).endswith("is there already (name a new folder)")
+    assert (model / "unet" / "config.json").read_bytes() == before
