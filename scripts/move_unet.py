@@ -27,11 +27,9 @@ from latentgen.diffusion.latents import LatentSpace
 from latentgen.errors import InputError, LatentgenError
 from latentgen.models.unet import UNet
 from latentgen.models.vae import AutoencoderKL
-from latentgen.training.latent_statistics import energy_map, fold_latent_map, latent_geometry
+from latentgen.training.latent_statistics import scale_latents
 
 PICTURES = 96
-SCALED_ON = 24
-"""Of them, for the energies of the latents' components."""
 
 
 def rotation_between(before: Tensor, after: Tensor) -> tuple[Tensor, float]:
@@ -66,9 +64,7 @@ def latents_of(vae: AutoencoderKL, pixels: Pictures) -> Tensor:
 def energy_scaled(folder: Path, pixels: Pictures) -> AutoencoderKL:
     """A model's autoencoder, its latents energy-scaled."""
     vae = load_vae(folder)
-    geometry = latent_geometry(vae, pixels, range(min(SCALED_ON, len(pixels))))
-    linear, logvar = energy_map(geometry)
-    vae.config = fold_latent_map(vae, geometry.mean, linear, logvar)
+    vae.config = scale_latents(vae, pixels, range(len(pixels)), "energy")
     return vae
 
 
