@@ -47,6 +47,7 @@ Several = Annotated[
     str,
     typer.Option("--several", help="Pictures of more than one thing, counted or in pairs: include, exclude, or only."),
 ]
+Large = Annotated[str, typer.Option("--large", help="Pictures of one thing drawn large: include, exclude, or only.")]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -151,6 +152,7 @@ def render(
     captions_per_image: Captions = 3,
     held_out: HeldOutOption = "include",
     several: Several = "include",
+    large: Large = "include",
     assets: Assets = None,
     quiet: Quiet = False,
 ) -> None:
@@ -172,6 +174,7 @@ def render(
         captions_per_image=captions_per_image,
         held_out=cast("Any", held_out),
         several=cast("Any", several),
+        large=cast("Any", large),
     )
     console = Console(quiet=quiet)
     with console.progress() as report:

@@ -64,6 +64,8 @@ class CorpusArguments:
     """Scenes with a reserved pair (`latentgen/corpus/splits.py`)."""
     several: Choice = "include"
     """Scenes of more than one thing: counted ones, and pairs."""
+    large: Choice = "include"
+    """Scenes of one thing drawn large."""
 
     def __post_init__(self) -> None:
         for value, low, high, name in (
@@ -79,9 +81,12 @@ class CorpusArguments:
             (self.format, CorpusFormat, "format"),
             (self.held_out, Choice, "held-out"),
             (self.several, Choice, "several"),
+            (self.large, Choice, "large"),
         ):
             if value not in get_args(choices):
                 raise InputError(f"corpus: {name} {value!r} is not one of {', '.join(get_args(choices))}")
+        if self.several == self.large == "only":
+            raise InputError("corpus: no scene shows one thing large and several things", hint="ask for one of the two")
 
     @property
     def shards(self) -> int:
@@ -92,10 +97,14 @@ class CorpusArguments:
         return islice(filter(self._is_wanted, count_from(self.seed)), self.count)
 
     def _is_wanted(self, seed: int) -> bool:
-        if self.held_out == self.several == "include":
+        if self.held_out == self.several == self.large == "include":
             return True
         scene = scene_of(self.vocabulary, seed)
-        return _is_chosen(self.held_out, bool(held_out_pairs(scene))) and _is_chosen(self.several, not scene.is_single)
+        return (
+            _is_chosen(self.held_out, bool(held_out_pairs(scene)))
+            and _is_chosen(self.several, not scene.is_single)
+            and _is_chosen(self.large, scene.is_single and scene.size in ("large", "giant"))
+        )
 
 
 def _is_chosen(choice: Choice, is_one: bool) -> bool:

@@ -22,9 +22,10 @@ from latentgen.kernels.layers import (
 )
 from latentgen.kernels.library import why_unavailable
 from latentgen.kernels.memory import large_tensors_mapped
+from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.attention import TransformerBlock
 from latentgen.models.embeddings import TimeEmbedding
-from latentgen.models.layers import PointwiseConv2d, ResnetBlock
+from latentgen.models.layers import PointwiseConv2d, ResnetBlock, Upsample
 from latentgen.models.unet import UNet
 
 Kernels = Literal["none", "oneDNN", "compiled", "oneDNN int8", "compiled int8"]
@@ -35,6 +36,7 @@ FAST = (
     FastGroupNorm,
     FastResnetBlock,
     FastTransformerBlock,
+    FastUpsample,
 )
 
 
@@ -150,6 +152,8 @@ def _fast(layer: nn.Module) -> nn.Module | None:
             return FastTransformerBlock(layer)
         case ResnetBlock():
             return FastResnetBlock(layer)
+        case Upsample():
+            return FastUpsample(layer)
         case nn.GroupNorm():
             return FastGroupNorm(layer)
         case PointwiseConv2d():

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from latentgen.kernels.gpu import wants_channels_last
 from latentgen.kernels.layers import FastGroupNorm, exchange
 from latentgen.kernels.library import LANES, why_unavailable
-from latentgen.models.layers import ResnetBlock
+from latentgen.kernels.upsampling import FastUpsample
+from latentgen.models.layers import ResnetBlock, Upsample
 from latentgen.models.vae import AutoencoderKL
 
 
 class FastVAEResnetBlock(nn.Module):
-    """The autoencoder's residual block, each SiLU within the norm before it."""
+    """The autoencoder's residual block, each SiLU within the norm before it. What goes in is written over."""
 
     def __init__(self, layer: ResnetBlock) -> None:
         super().__init__()
@@ -27,9 +28,22 @@ class FastVAEResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, Cout, h, w)."""
-        h = self.conv1(self.norm1(x, silu=True))
-        h = self.conv2(self.norm2(h, silu=True, in_place=True))
-        return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+        shortcut = self.conv_shortcut
+        residual = x if shortcut is None else shortcut(x)
+        h = self.conv1(self.norm1(x, silu=True, in_place=shortcut is not None))
+        del x
+        h = self.norm2(h, silu=True, in_place=True)
+        return add_convolution(residual, self.conv2, h)
+
+
+def add_convolution(total: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """total (B, Cout, h, w) plus the convolution of x (B, Cin, h, w), in its place; in bfloat16 rounded once."""
+    if x.dtype != torch.bfloat16:
+        return total.add_(conv(x))
+    arguments = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, x, conv.weight, conv.bias, *arguments, "add", 1.0, None, [], None
+    )
 
 
 def is_fast(vae: AutoencoderKL) -> bool:
@@ -74,6 +88,8 @@ def _fast(layer: nn.Module) -> nn.Module | None:
     match layer:
         case ResnetBlock():
             return FastVAEResnetBlock(layer)
+        case Upsample():
+            return FastUpsample(layer)
         case nn.GroupNorm():
             return FastGroupNorm(layer)
         case _:

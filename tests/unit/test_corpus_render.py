@@ -152,6 +152,16 @@ def test_several_things_are_included_left_out_or_alone() -> None:
     assert not any(held_out_pairs(scene_of("heroes", seed)) for seed in both.seeds())
 
 
+def test_large_single_things_are_included_left_out_or_alone() -> None:
+    def is_large(arguments: CorpusArguments) -> list[bool]:
+        scenes = [scene_of("heroes", seed) for seed in arguments.seeds()]
+        return [scene.is_single and scene.size == "large" for scene in scenes]
+
+    assert is_large(CorpusArguments(50, large="exclude")) == [False] * 50
+    assert is_large(CorpusArguments(50, large="only")) == [True] * 50
+    assert set(is_large(CorpusArguments(50))) == {True, False}
+
+
 def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:
     render_corpus(tmp_path, CorpusArguments(2, 0, 16, "heroes"))
     before = contents(tmp_path)
@@ -196,6 +206,8 @@ def test_the_full_vocabulary_says_that_it_needs_artwork(tmp_path: Path) -> None:
         ({"count": 1, "format": "zip"}, "format 'zip' is not one of webdataset, folder"),
         ({"count": 1, "held_out": "maybe"}, "held-out 'maybe'"),
         ({"count": 1, "several": "two"}, "several 'two' is not one of include, exclude, only"),
+        ({"count": 1, "large": "giant"}, "large 'giant' is not one of include, exclude, only"),
+        ({"count": 1, "several": "only", "large": "only"}, "no scene shows one thing large and several things"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -1,0 +1,74 @@
+"""The fast form's upsampling: against float64, on any threads, and with its way back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latentgen.kernels.layers import PackedConv2d
+from latentgen.kernels.upsampling import FastUpsample, kernels_of_pixels
+from latentgen.models.layers import Upsample
+from tests.unit.test_kernels import bf16, on_threads, relative_error
+
+
+def upsample(channels: int = 32) -> Upsample:
+    torch.manual_seed(0)
+    return Upsample(channels).bfloat16()
+
+
+def test_four_small_kernels_are_the_large_one_after_doubling() -> None:
+    """Exactly so, in float64 sums of whole numbers; odd sides and borders included."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randint(-8, 9, shape, generator=generator).double() for shape in ((3, 2, 3, 3), (1, 2, 5, 4)))
+    expected = F.conv2d(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), weight, padding=1)
+    top_left, top_right, bottom_left, bottom_right = (
+        F.conv2d(x, kernel, padding=1) for kernel in kernels_of_pixels(weight)
+    )
+    assert torch.equal(top_left[:, :, :-1, :-1], expected[:, :, ::2, ::2])
+    assert torch.equal(top_right[:, :, :-1, 1:], expected[:, :, ::2, 1::2])
+    assert torch.equal(bottom_left[:, :, 1:, :-1], expected[:, :, 1::2, ::2])
+    assert torch.equal(bottom_right[:, :, 1:, 1:], expected[:, :, 1::2, 1::2])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3)])  # 16 pixels and fewer: as products
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
+    size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    layer = upsample()
+    exact = Upsample(32).double()
+    exact.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
+    x = bf16(2, 32, *size).to(memory_format=layout)
+    fast = FastUpsample(layer)
+    with torch.inference_mode():
+        results = on_threads(lambda: fast(x))
+        alone = torch.cat([fast(x[:1]), fast(x[1:])])
+        assert relative_error(results[0], exact(x.double())) < 0.003
+    assert results[0].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(alone, results[0])
+
+
+def test_the_way_back_is_the_layer_itself_and_it_can_be_trained() -> None:
+    layer = upsample()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    fast = FastUpsample(layer)
+    assert all(isinstance(convolution, PackedConv2d) for convolution in fast.to_pixels)
+    with torch.inference_mode():
+        fast(bf16(1, 32, 4, 4))
+    plain = fast.plain()
+    assert list(plain.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    plain(bf16(1, 32, 8, 8)).square().mean().backward()
+    assert plain.conv.weight.grad is not None
+    assert plain.conv.bias is not None
+    assert plain.conv.bias.grad is not None
+
+
+def test_in_float32_it_is_the_layer_itself() -> None:
+    layer, x = upsample().float(), bf16(1, 32, 5, 6).float()
+    with torch.inference_mode():
+        expected = layer(x)
+        fast = FastUpsample(layer.bfloat16())
+        assert torch.equal(fast.float()(x), expected)
