@@ -72,7 +72,7 @@ class PackedConv2d(nn.Module):
         self.channels = (layer.in_channels, layer.out_channels)
         self.kernel_size = cast("tuple[int, int]", layer.kernel_size)
         self.groups, self.bias = layer.groups, layer.bias
-        self.can_be_product = self.kernel_size != (1, 1) and self.groups == 1 and self.arguments[2] == (1, 1)
+        self.can_be_product = self.kernel_size == (3, 3) and self.groups == 1 and self.arguments[2] == (1, 1)
         self.is_product = False
         self.packed = self._packed(layer.weight.data)
         layer.weight.data = layer.weight.data.new_empty(0)
@@ -114,7 +114,7 @@ class PackedConv2d(nn.Module):
                 self.packed = self._packed(weight)
 
     def _packed(self, weight: Tensor) -> Tensor:
-        if self.is_product:  # (Cout, kh, kw, Cin): beside each other what lies so in a channels_last map
+        if self.is_product:  # (Cout, 3, 3, Cin): beside each other what lies so in a channels_last map
             return _onednn._reorder_linear_weight(weight.permute(0, 2, 3, 1).flatten(1))
         return _onednn._reorder_convolution_weight(weight, *self.arguments, self.groups)
 
@@ -125,15 +125,14 @@ class PackedConv2d(nn.Module):
         return self.packed.to_dense().view(out, *self.kernel_size, into).permute(0, 3, 1, 2).contiguous()
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, Cin, h, w) -> (B, h', w', kh * kw * Cin): under each of the kernel's places, the map that it meets."""
+        """(B, Cin, h, w) -> (B, h', w', 9 Cin): under each of the kernel's places, the map that it meets."""
         (above, left), (down, across), _ = self.arguments
-        rows, columns = self.kernel_size
         pixels = F.pad(x.movedim(1, -1), (0, 0, left, left, above, above))  # (B, H, W, Cin)
         batch, height, width, channels = pixels.shape
         of_picture, of_row = height * width * channels, width * channels
-        places = ((height - rows) // down + 1, (width - columns) // across + 1)
+        places = ((height - 3) // down + 1, (width - 3) // across + 1)
         windows = pixels.contiguous().as_strided(
-            (batch, *places, rows, columns * channels), (of_picture, down * of_row, across * channels, of_row, 1)
+            (batch, *places, 3, 3 * channels), (of_picture, down * of_row, across * channels, of_row, 1)
         )
         return windows.flatten(3)
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.kernels.layers import PackedConv2d
 from latentgen.models.layers import Upsample
 
+_NUMBERS_AT_A_TIME = 1 << 24
+"""Of the convolution's output: of a large map a few rows at a time, so that it is not in memory twice."""
+
 
 class FastUpsample(nn.Module):
-    """`Upsample` in bfloat16, by four convolutions of the smaller map; in another precision it is the layer itself.
+    """`Upsample` in bfloat16, by one convolution of the smaller map; in another precision it is the layer itself.
 
     The numbers are those of `Upsample` but for one rounding of each sum of weights.
     """
@@ -26,8 +30,7 @@ class FastUpsample(nn.Module):
         """The layer's weights are kept beside what is made of them: sums cannot be taken apart again."""
         super().__init__()
         self.layer = layer
-        conv = layer.conv
-        self.to_pixels = nn.ModuleList(_convolution(kernel, conv) for kernel in kernels_of_pixels(conv.weight.data))
+        self.to_pixels = _convolution(layer.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w), channels_last."""
@@ -36,13 +39,23 @@ class FastUpsample(nn.Module):
         batch, channels, height, width = x.shape
         size = (batch, channels, 2 * height, 2 * width)
         larger = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-        for (below, right), convolve in zip(itertools.product((0, 1), repeat=2), self.to_pixels, strict=True):
-            windows = convolve(x)  # (B, C, h + 1, w + 1): one at each corner of a pixel
-            larger[:, :, below::2, right::2] = windows[:, :, below : below + height, right : right + width]
+        # Padded here: oneDNN, asked to pad by itself, sums such kernels in an order that depends on the threads.
+        padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1))
+        rows = max(1, _NUMBERS_AT_A_TIME // (batch * 4 * channels * (width + 1)))
+        for first in range(0, height, rows):
+            end = min(first + rows, height)
+            corners = self.to_pixels(padded[:, :, first : end + 2])  # (B, 4C, rows + 1, w + 1): at a pixel's corners
+            for (below, right), part in zip(_PLACES, corners.split(channels, dim=1), strict=True):
+                pixels = part[:, :, below : below + end - first, right : right + width]
+                larger[:, :, 2 * first + below : 2 * end : 2, right::2] = pixels
         return larger
 
     def plain(self) -> Upsample:
         return self.layer
+
+
+_PLACES = tuple(itertools.product((0, 1), repeat=2))
+"""Of the four pixels that one becomes: 1 for below, 1 for right."""
 
 
 def kernels_of_pixels(weight: Tensor) -> list[Tensor]:
@@ -57,9 +70,11 @@ def _sums(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.cat([a, b + c], dim), torch.cat([a + b, c], dim)
 
 
-def _convolution(kernel: Tensor, conv: nn.Conv2d) -> PackedConv2d:
-    """With one of the four kernels: it begins and ends one pixel outside the map."""
+def _convolution(conv: nn.Conv2d) -> PackedConv2d:
+    """With the four kernels, one behind the other."""
     with torch.device("meta"):
-        layer = nn.Conv2d(conv.in_channels, conv.out_channels, 2, padding=1, bias=conv.bias is not None)
-    layer.weight, layer.bias = nn.Parameter(kernel, requires_grad=False), conv.bias
+        layer = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, bias=conv.bias is not None)
+    layer.weight = nn.Parameter(torch.cat(kernels_of_pixels(conv.weight.data)), requires_grad=False)
+    if conv.bias is not None:
+        layer.bias = nn.Parameter(conv.bias.data.repeat(4), requires_grad=False)
     return PackedConv2d(layer)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latentgen.kernels import upsampling
 from latentgen.kernels.layers import PackedConv2d
 from latentgen.kernels.upsampling import FastUpsample, kernels_of_pixels
 from latentgen.models.layers import Upsample
@@ -31,7 +32,7 @@ def test_four_small_kernels_are_the_large_one_after_doubling() -> None:
     assert torch.equal(bottom_right[:, :, 1:, 1:], expected[:, :, 1::2, 1::2])
 
 
-@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3)])  # 16 pixels and fewer: as products
+@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
     size: tuple[int, int], layout: torch.memory_format
@@ -50,11 +51,20 @@ def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
     assert torch.equal(alone, results[0])
 
 
+def test_rows_of_a_large_map_come_as_they_do_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, x = FastUpsample(upsample()), bf16(1, 32, 13, 9)
+    with torch.inference_mode():
+        whole = fast(x)
+        for numbers in (1, 3 * 4 * 32 * 10, 13 * 4 * 32 * 10):  # one row at a time, three, all
+            monkeypatch.setattr(upsampling, "_NUMBERS_AT_A_TIME", numbers)
+            assert torch.equal(fast(x), whole)
+
+
 def test_the_way_back_is_the_layer_itself_and_it_can_be_trained() -> None:
     layer = upsample()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     fast = FastUpsample(layer)
-    assert all(isinstance(convolution, PackedConv2d) for convolution in fast.to_pixels)
+    assert isinstance(fast.to_pixels, PackedConv2d)
     with torch.inference_mode():
         fast(bf16(1, 32, 4, 4))
     plain = fast.plain()
