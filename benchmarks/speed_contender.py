@@ -26,7 +26,7 @@ GUIDANCE, PROMPT = 7.5, "a lighthouse at sunset"
 
 class Side(Protocol):
     def step(self, size_px: int) -> Callable[[], object]:
-        """One guided step of the U-Net: a batch of two."""
+        """One guided step of the U-Net: one x, with the text and without."""
         ...
 
     def decode(self, size_px: int) -> Callable[[], object]: ...
@@ -51,10 +51,11 @@ class Latentgen:
         from latentgen.pipeline.network import Network
 
         config, side = self.model.bundle.config.unet, size_px // self.model.latent_space.downscale
-        network = Network(self.model.bundle.unet, channels_last=self.model.fast_form.is_taken_up)
-        x = torch.randn(2, config.in_channels, side, side)
+        is_fast = self.model.fast_form.is_taken_up
+        network = Network(self.model.bundle.unet, channels_last=is_fast, is_fast=is_fast)
+        x = torch.randn(1, config.in_channels, side, side)
         context = torch.randn(2, 77, config.cross_attention_dim).bfloat16()
-        return lambda: network(x, torch.tensor([500, 500]), context)
+        return lambda: network(x, torch.tensor([500]), context)
 
     def decode(self, size_px: int) -> Callable[[], object]:
         import torch

@@ -18,7 +18,7 @@ from latentgen.diffusion.denoiser import Network, make_denoiser
 from latentgen.diffusion.schedule import NoiseSchedule
 
 TextNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""network(x_t (B, C, h, w), t (B,), context (B, L, D)) -> prediction (B, C, h, w)."""
+"""network(x_t (B, C, h, w), t (B,), context (k B, L, D)) -> prediction (k B, C, h, w): x_t and t count k times."""
 
 SigmaInterval = tuple[float, float]
 """The noise levels (low, high] that are guided: low itself is not, high is."""
@@ -107,7 +107,7 @@ class GuidedDenoiser:
 
     def _guided(self, x_t: Tensor, t: Tensor, both: Tensor) -> Tensor:
         """The guided prediction (B, C, h, w), in x_t's dtype, from one pass over 2B contexts (2B, L, D)."""
-        predictions = self.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        predictions = self.network(x_t, t, both)
         # Before the difference of the two is multiplied: half precision would lose its digits.
         cond, uncond = predictions.to(x_t.dtype).chunk(2)
         guided = guide(cond, uncond, self.guidance)

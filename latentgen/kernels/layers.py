@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.kernels.library import can_attend, can_norm, fused_attention, fused_group_norm
-from latentgen.models.attention import GEGLU, Attention, TransformerBlock
+from latentgen.models.attention import GEGLU, Attention, TransformerBlock, repeated
 from latentgen.models.layers import PointwiseConv2d, ResnetBlock, silu_
 
 _onednn = torch.ops.mkldnn
@@ -253,11 +253,15 @@ class FastCrossAttention(nn.Module):
         self._kv: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, context: Tensor, residual: Tensor) -> Tensor:
-        """x (B, N, C), context (B, M, D), which nobody changes in place, residual (B, N, C) -> (B, N, C)."""
+        """x (B, N, C), context (B, M, D), which nobody changes in place, residual (B, N, C) -> (B, N, C).
+
+        Of more contexts, rows as `repeated` has them.
+        """
         if self._kv is None or context is not self._context:
             k, v = self.to_kv(context).chunk(2, dim=-1)
             self._context, self._kv = context, (k, v)
-        return self.to_out.combined(attention(self.to_q(x), *self._kv, self.heads), residual, "add")
+        q, residual = (repeated(each, len(context)) for each in (self.to_q(x), residual))
+        return self.to_out.combined(attention(q, *self._kv, self.heads), residual, "add")
 
     def plain(self) -> Attention:
         return _attention(self.heads, *self.to_q.plain(), *self.to_kv.plain(), *self.to_out.plain())

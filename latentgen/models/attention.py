@@ -74,6 +74,12 @@ def _depends_on_threads(q: Tensor) -> bool:
     return is_torn and q.dtype == torch.float32 and is_drawing_on_cpu(q)
 
 
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) as often as makes it `rows` rows, one copy behind the other; where it has them, x itself."""
+    assert rows % len(x) == 0, f"{rows} rows are no multiple of {len(x)}"
+    return x if rows == len(x) else torch.cat([x] * (rows // len(x)))  # cat keeps the layout
+
+
 def _heads_to_batch(tokens: Tensor, heads: int) -> Tensor:
     """(B, N, C) -> (B * heads, N, C / heads)."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
@@ -141,9 +147,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, dim), context (B, M, context_dim) -> (B, N, dim)."""
+        """x (B, N, dim), context (B, M, context_dim) -> (B, N, dim); of more contexts, rows as `repeated` has them."""
         h = self.norm1(x)
         x = x + self.attn1(h, h)
+        x = repeated(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -168,9 +175,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(proj_out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), context (B, M, context_dim) -> (B, C, h, w)."""
+        """x (B, C, h, w), context (B, M, context_dim) -> (B, C, h, w); of more contexts, as `repeated` has them."""
         height, width = x.shape[-2:]
         if is_drawing_on_cpu(x) and len(x) * height * width in _ROWS_THAT_DEPEND_ON_THREADS:
+            x = repeated(x, len(context))
             return self(x.repeat(4, 1, 1, 1), context.repeat(4, 1, 1))[: len(x)]
         h = self.norm(x)
         if not self.use_linear_projection:
@@ -185,7 +193,7 @@ class SpatialTransformer(nn.Module):
         h = h.transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
         if not self.use_linear_projection:
             h = self.proj_out(h)
-        return x + h
+        return repeated(x, len(context)) + h
 
 
 class PixelSelfAttention(nn.Module):

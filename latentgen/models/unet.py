@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentgen.config import UNetConfig
 from latentgen.errors import ShapeError
-from latentgen.models.attention import SpatialTransformer
+from latentgen.models.attention import SpatialTransformer, repeated
 from latentgen.models.embeddings import TimeEmbedding, timestep_embedding
 from latentgen.models.layers import Downsample, ResnetBlock, Upsample, recomputed, silu_, zero_init
 
@@ -66,12 +66,15 @@ class Block(nn.Module):
     """Keep nothing of a layer but its inputs for the backward pass (`UNet.enable_gradient_checkpointing`)."""
 
     def layer(self, index: int, time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
-        """The inputs, side by side along the channels, (B, C, h, w), through one layer."""
+        """The inputs, side by side along the channels, (B, C, h, w), through one layer: as many rows as contexts.
+
+        The inputs may have fewer, which stand for as many copies of them; the copies are made where they meet the text.
+        """
 
         def compute(time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
             x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
-            x = self.resnets[index](x, time_emb)
-            return self.attentions[index](x, context) if index < len(self.attentions) else x
+            x = self.resnets[index](x, time_emb[: len(x)])
+            return self.attentions[index](x, context) if index < len(self.attentions) else repeated(x, len(context))
 
         if self.recompute:
             return recomputed(compute, time_emb, context, *inputs)
@@ -95,7 +98,10 @@ class DownBlock(Block):
         self.downsamplers = nn.ModuleList([] if is_coarsest else [Downsample(widths[level], pad_all_sides=True)])
 
     def forward(self, x: Tensor, time_emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x (B, C, h, w) -> the next level's input, and every feature map to be skipped to the way up, in order."""
+        """x (B, C, h, w) -> the next level's input, and every feature map to be skipped to the way up, in order.
+
+        x may have fewer rows than there are contexts (`layer`).
+        """
         skips: list[Tensor] = []
         for index in range(len(self.resnets)):
             x = self.layer(index, time_emb, context, x)
@@ -191,12 +197,14 @@ class UNet(nn.Module):
         Shapes: x (B, in_channels, h, w), sides multiples of 2^(levels - 1); t (B,) or a scalar for all, int or float,
         in timesteps; context (B, M, cross_attention_dim), M = 77 for one chunk of text. Returns (B, out_channels,
         h, w), zero before training. `deep` is filled if it is empty, else used; without it nothing is kept.
+        context may have k times as many rows, as guidance has: the answer is then that of x and t repeated k times, one
+        copy behind the other, and what comes before the first look at the text is computed once.
         Raises ShapeError when one of them does not fit this network or the others.
         """
         t = torch.as_tensor(t, device=x.device).reshape(-1)
         self._check_shapes(x, t, context)
         sinusoids = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
-        time_emb = self.time_embedding(sinusoids.expand(len(x), -1))  # (B, time_embed_dim)
+        time_emb = repeated(self.time_embedding(sinusoids.expand(len(x), -1)), len(context))  # (B, time_embed_dim)
 
         x = self.conv_in(x)
         if deep is not None and deep.features is not None:
@@ -207,7 +215,7 @@ class UNet(nn.Module):
 
     def _all(self, x: Tensor, time_emb: Tensor, context: Tensor, deep: DeepFeatures | None) -> Tensor:
         """Down, through the middle and up: (B, C, h, w) -> (B, C, h, w)."""
-        skips = [x]
+        skips = [repeated(x, len(context))]
         for block in self.down_blocks:
             x, block_skips = block(x, time_emb, context)
             skips.extend(block_skips)
@@ -226,7 +234,7 @@ class UNet(nn.Module):
         outermost_down, outermost_up = self.down_blocks[0], self.up_blocks[-1]
         assert isinstance(outermost_down, DownBlock), "a U-Net's way down"
         first = outermost_down.layer(0, time_emb, context, x)
-        return outermost_up(features, [first, x], time_emb, context)
+        return outermost_up(features, [first, repeated(x, len(context))], time_emb, context)
 
     def _check_shapes(self, x: Tensor, t: Tensor, context: Tensor) -> None:
         config = self.config
@@ -242,7 +250,7 @@ class UNet(nn.Module):
             )
         if len(t) not in (1, len(x)):
             raise ShapeError(f"U-Net: {len(t)} timesteps for {len(x)} latents; one for all or one each is needed")
-        if context.ndim != 3 or context.shape[0] != len(x) or context.shape[2] != config.cross_attention_dim:
+        if context.ndim != 3 or len(context) % len(x) or context.shape[2] != config.cross_attention_dim:
             raise ShapeError(
                 f"U-Net: context is {tuple(context.shape)}, but {len(x)} latents and this network "
                 f"take ({len(x)}, tokens, {config.cross_attention_dim})"

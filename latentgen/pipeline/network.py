@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from latentgen.kernels.gpu import predict_compiled
+from latentgen.models.attention import repeated
 from latentgen.models.unet import DeepFeatures, UNet
 from latentgen.pipeline.deep_cache import DeepCache
 
 
 class Network:
-    """network(x_t (B, C, h, w) float32, t (B,), context (B, L, D)) -> prediction (B, C, h, w)."""
+    """network(x_t (B, C, h, w) float32, t (B,), context (k B, L, D)) -> prediction (k B, C, h, w).
+
+    With k = 2, both passes of guidance, x_t and t count twice.
+    """
 
     def __init__(
         self,
@@ -21,6 +25,7 @@ class Network:
         extra: Tensor | None = None,
         *,
         channels_last: bool = False,
+        is_fast: bool = False,
         deep_cache: DeepCache | None = None,
         one_by_one: bool = False,
         compiled: bool = False,
@@ -29,6 +34,8 @@ class Network:
         """extra (B, E, h, w): further input channels of every call, as an inpainting U-Net takes them.
 
         channels_last: the layout of feature maps that the U-Net's fast form wants, and tensor cores.
+        is_fast: the U-Net is in its fast form, whose numbers do not depend on how many rows it is given: what both
+        passes of guidance share is computed once.
         deep_cache: what of the U-Net's features is kept from call to call; None is nothing.
         one_by_one: pictures, and both passes of guidance, go through one after the other: half the feature maps.
         compiled: by torch.compile, on a GPU.
@@ -39,6 +46,7 @@ class Network:
         self.extra = extra
         self.dtype = next(unet.parameters()).dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.is_fast = is_fast
         self.deep_cache = deep_cache
         self.one_by_one = one_by_one
         self.compiled = compiled
@@ -46,13 +54,14 @@ class Network:
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         if self.extra is not None:
-            copies = len(x) // len(self.extra)  # both passes of guidance
-            x = torch.cat([x, self.extra.repeat(copies, 1, 1, 1)], dim=1)
+            x = torch.cat([x, self.extra], dim=1)
+        if not self.is_fast:
+            x, t = repeated(x, len(context)), repeated(t, len(context))
         if self.one_by_one and len(x) > 1:
             rows = zip(x.split(1), t.split(1), context.split(1), self._kept(context, len(x)), strict=True)
             return torch.cat([self._predict(*row) for row in rows])
         (deep,) = self._kept(context, 1)
-        return self._predict(self._filled_up(x), self._filled_up(t), self._filled_up(context), deep)[: len(x)]
+        return self._predict(self._filled_up(x), self._filled_up(t), self._filled_up(context), deep)[: len(context)]
 
     def _filled_up(self, each: Tensor) -> Tensor:
         """(B, ...) to as many rows as a full batch has, by copies of the last."""

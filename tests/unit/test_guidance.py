@@ -10,6 +10,7 @@ from latentgen.config import DiffusionConfig, PredictionType
 from latentgen.diffusion.denoiser import make_denoiser
 from latentgen.diffusion.guidance import GuidedDenoiser, guide, guided_sigmas
 from latentgen.diffusion.schedule import NoiseSchedule
+from latentgen.models.attention import repeated
 
 PREDICTIONS = get_args(PredictionType)
 BATCH = 2
@@ -22,7 +23,8 @@ class Network:
         self.batch_sizes: list[int] = []
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        self.batch_sizes.append(len(x))
+        self.batch_sizes.append(len(context))
+        x, t = repeated(x, len(context)), repeated(t, len(context))
         return torch.sin(x + t.view(-1, 1, 1, 1) / 500) * context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
 
 

@@ -30,6 +30,7 @@ from latentgen.models.attention import GEGLU
 from latentgen.models.layers import PointwiseConv2d
 from latentgen.models.unet import UNet
 from latentgen.pipeline import TextToImage
+from latentgen.pipeline.network import Network
 from tests.tiny import TINY_UNET, randomize
 from tests.tiny_bundle import tiny_bundle
 
@@ -285,6 +286,15 @@ def test_another_text_is_another_picture(unet: UNet) -> None:
         first, second, again = unet(x, t, context), unet(x, t, other), unet(x, t, context)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
+
+
+def test_what_both_passes_of_guidance_share_is_computed_once_to_the_same_bits(unet: UNet) -> None:
+    speed_up(unet)
+    x, t, context = inputs()
+    with torch.inference_mode():
+        expected = unet(torch.cat([x[:1], x[:1]]), t, context)
+        results = on_threads(lambda: Network(unet, channels_last=True, is_fast=True)(x[:1], t[:1], context))
+    assert all(torch.equal(result, expected) for result in results)
 
 
 def test_only_bfloat16_on_a_cpu_has_a_fast_form() -> None:

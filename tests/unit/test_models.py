@@ -19,7 +19,7 @@ from latentgen.models.attention import GEGLU, attention
 from latentgen.models.clip_text import CLIPTextModel, quick_gelu
 from latentgen.models.embeddings import timestep_embedding
 from latentgen.models.layers import Downsample
-from latentgen.models.unet import UNet
+from latentgen.models.unet import DeepFeatures, UNet
 from latentgen.models.vae import AutoencoderKL
 from latentgen.presets import EMBEDDED, SD15, SD21_BASE
 from tests.tiny import TINY_TEXT, TINY_UNET, TINY_VAE, randomize, tiny_text_encoder, tiny_unet, tiny_vae
@@ -97,6 +97,26 @@ def test_unet_batch_of_two_equals_two_singles() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("attention_levels", [(True, False), (False, True)])
+def test_more_contexts_than_latents_are_the_latents_repeated(attention_levels: tuple[bool, ...], linear: bool) -> None:
+    """Guidance's two passes, of two pictures: whole, by features kept, and recomputed in the backward pass."""
+    config = replace(TINY_UNET, attention_levels=attention_levels, use_linear_projection=linear)
+    unet = tiny_unet(config).double()
+    x, t = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.tensor([10.0, 900.0])
+    context = torch.randn(4, 77, config.cross_attention_dim, dtype=torch.float64)
+    calls: list[int] = []
+    unet.down_blocks[0].resnets[0].register_forward_hook(lambda _layer, _inputs, output: calls.append(len(output)))
+    kept, kept_once = DeepFeatures(), DeepFeatures()
+    with torch.inference_mode():
+        for _ in ("all of it", "what is shallow"):
+            together = unet(torch.cat([x, x]), torch.cat([t, t]), context, deep=kept)
+            torch.testing.assert_close(unet(x, t, context, deep=kept_once), together, rtol=1e-9, atol=1e-10)
+    assert calls == [4, 2, 4, 2], "what comes before the text is computed once"
+    unet.enable_gradient_checkpointing()
+    torch.testing.assert_close(unet(x, t, context), unet(torch.cat([x, x]), torch.cat([t, t]), context))
+
+
 def test_unet_depends_on_each_of_its_inputs() -> None:
     unet = tiny_unet()
     x, t, context = unet_inputs()
