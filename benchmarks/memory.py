@@ -51,8 +51,9 @@ decode(vae, space, torch.randn((1, *space.shape(size, size)), generator=torch.Ge
 
 
 def make_model(folder: Path) -> None:
-    """SD 1.5's networks with random weights, in bfloat16."""
+    """SD 1.5's networks with random weights, in bfloat16; no matrix is all zero, because OpenVINO would merge those."""
     import torch
+    from torch import nn
 
     from latentgen.checkpoints.folder import ModelBundle, save_model
     from latentgen.models.clip_text import CLIPTextModel
@@ -62,9 +63,12 @@ def make_model(folder: Path) -> None:
     from latentgen.presets import SD15
 
     torch.set_default_dtype(torch.bfloat16)
-    bundle = ModelBundle(
-        UNet(SD15.unet), AutoencoderKL(SD15.vae), CLIPTextModel(SD15.text_encoder), Tokenizer.published(), SD15
-    )
+    unet = UNet(SD15.unet)
+    for parameter in unet.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.kaiming_uniform_(parameter, a=5**0.5)  # as torch's own layers begin
+    vae, text_encoder = AutoencoderKL(SD15.vae), CLIPTextModel(SD15.text_encoder)
+    bundle = ModelBundle(unet, vae, text_encoder, Tokenizer.published(), SD15)
     save_model(bundle, folder)
 
 

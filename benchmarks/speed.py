@@ -5,8 +5,9 @@
 
 Every side is a process of its own and holds its model; they work in turns, one piece each, so that whatever else the
 machine does meets all alike. Printed are medians, the ratio of theirs to ours, and for the U-Net's step GFLOPS and the
-share of the best bfloat16 matrix product or convolution that this machine does in the same minute. All sides compute in
-bfloat16. The weights are random and every tensor's are its own: OpenVINO merges equal constants.
+share of the best bfloat16 matrix product or convolution that this machine does in the same minute. The work is counted
+as the networks are written, for all sides alike: who gets by with fewer multiplications shows more of the peak. All
+sides compute in bfloat16. The weights are random and every tensor's are its own: OpenVINO merges equal constants.
 
 --embedded takes the embedded model instead (256 px); --pictures times whole pictures of 20 steps too. OpenVINO may live
 in another environment: --openvino-python names its interpreter. The side stable-diffusion.cpp takes a built program

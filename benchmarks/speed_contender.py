@@ -51,8 +51,8 @@ class Latentgen:
         from latentgen.pipeline.network import Network
 
         config, side = self.model.bundle.config.unet, size_px // self.model.latent_space.downscale
-        is_fast = self.model.fast_form.is_taken_up
-        network = Network(self.model.bundle.unet, channels_last=is_fast, is_fast=is_fast)
+        form = self.model.fast_form
+        network = Network(self.model.bundle.unet, channels_last=form.is_taken_up, computes_once=form.ignores_batch)
         x = torch.randn(1, config.in_channels, side, side)
         context = torch.randn(2, 77, config.cross_attention_dim).bfloat16()
         return lambda: network(x, torch.tensor([500]), context)

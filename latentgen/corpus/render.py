@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache, partial
 from itertools import count as count_from
 from itertools import islice
@@ -107,6 +107,9 @@ class CorpusArguments:
         )
 
 
+DEFAULTS = {each.name: each.default for each in fields(CorpusArguments) if each.default is not MISSING}
+
+
 def _is_chosen(choice: Choice, is_one: bool) -> bool:
     return choice == "include" or is_one == (choice == "only")
 
@@ -178,6 +181,8 @@ def _claim_folder(out: Path, arguments: CorpusArguments) -> None:
         write_json(path, wanted)
         return
     found = read_json(path)
+    if isinstance(arguments_found := found.get("arguments"), dict):  # an older version wrote fewer of them
+        found["arguments"] = {**DEFAULTS, **arguments_found}
     if found != wanted:
         differences = ", ".join(_differences(found, wanted))
         raise InputError(f"{out} holds another corpus: {differences}", hint="name another folder, or delete this one")

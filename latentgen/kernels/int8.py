@@ -1,9 +1,9 @@
 """Layers of the fast form that multiply 8-bit integers instead of bfloat16 (W8A8): half the time, another picture.
 
 q = round(x / s), and x w = s_x s_w (q_x q_w). Weights have a scale for each output channel, fixed; activations have one
-for the whole tensor, from its largest magnitude at every call. Both are symmetric about 0 and use -127 .. 127. oneDNN
-multiplies unsigned by signed bytes fast (VNNI), so activations are handed over with 128 added and 128 as their zero.
-Sums are of integers, hence exact and in no order.
+for the whole tensor, from its largest magnitude at every call; a map that is enlarged in parts has one for each. Both
+are symmetric about 0 and use -127 .. 127. oneDNN multiplies unsigned by signed bytes fast (VNNI), so activations are
+handed over with 128 added and 128 as their zero. Sums are of integers, hence exact and in no order.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 oneDNN multiplies by weights in blocks that suit the CPU. Given plain weights it lays them out anew at every call; here
 that is done once. A product by itself is the same numbers (tested), for every shape of the input; one that takes in a
 sum or a gate rounds once where two operations round twice, and a convolution of a very small map sums in another order.
-`plain` gives back the very weights. Only one copy of them is in memory.
+`plain` gives back the very weights. Only one copy of them is in memory (but for upsampling, `upsampling.py`).
 """
 
 from __future__ import annotations
@@ -253,9 +253,9 @@ class FastCrossAttention(nn.Module):
         self._kv: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, context: Tensor, residual: Tensor) -> Tensor:
-        """x (B, N, C), context (B, M, D), which nobody changes in place, residual (B, N, C) -> (B, N, C).
+        """x and residual (B, N, C), context (k B, M, D), which nobody changes in place -> (k B, N, C).
 
-        Of more contexts, rows as `repeated` has them.
+        x and residual count k times, one copy behind the other.
         """
         if self._kv is None or context is not self._context:
             k, v = self.to_kv(context).chunk(2, dim=-1)
@@ -278,7 +278,7 @@ class FastTransformerBlock(nn.Module):
         self.geglu, self.out = FastGEGLU(cast("GEGLU", geglu)), PackedLinear(cast("nn.Linear", out))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, dim), context (B, M, context_dim) -> (B, N, dim)."""
+        """x (B, N, dim), context (k B, M, context_dim) -> (k B, N, dim), as of x repeated k times."""
         x = self.attn1(self.norm1(x), x)
         x = self.attn2(self.norm2(x), context, x)
         return self.out.combined(self.geglu(self.norm3(x)), x, "add")

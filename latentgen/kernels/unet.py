@@ -20,7 +20,7 @@ from latentgen.kernels.layers import (
     PackedPointwiseConv2d,
     exchange,
 )
-from latentgen.kernels.library import why_unavailable
+from latentgen.kernels.library import why_no_onednn, why_unavailable
 from latentgen.kernels.memory import large_tensors_mapped
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.attention import TransformerBlock
@@ -65,6 +65,11 @@ class FastForm:
             return "compiled int8" if why_unavailable() is None else "oneDNN int8"
         return "compiled" if why_unavailable() is None else "oneDNN"
 
+    @property
+    def ignores_batch(self) -> bool:
+        """Whether now, to the bit, a picture does not depend on how many go through the U-Net with it."""
+        return self.is_taken_up and why_unavailable() is None
+
     def take_up(self) -> None:
         if self.is_possible and not self.is_taken_up:
             assert self.unet is not None, "the U-Net is not in memory"
@@ -93,13 +98,12 @@ def why_not_fast(unet: UNet) -> str | None:
     parameter = next(unet.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16:
         return "it is for bfloat16 on a CPU"
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        return "this torch has no oneDNN"
-    return None
+    return why_no_onednn()
 
 
 def speed_up(unet: UNet) -> None:
-    """Exchange the layers for fast ones, in place; weights are converted one layer at a time, so memory stays as it is.
+    """Exchange the layers for fast ones, in place; weights are converted one layer at a time, so memory stays as it is,
+    but for upsampling layers, which keep their weights beside sums of them: 118 MB of SD 1.5's U-Net.
 
     The network can then be called without gradients only, and has no state dict of its own until `slow_down`.
     """

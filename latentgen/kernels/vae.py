@@ -1,8 +1,8 @@
 """An autoencoder used on a CPU in bfloat16: a pixel's channels beside each other, SiLU and norm in one pass.
 
-Its maps are large, so that unlike the U-Net's its convolutions gain nothing from packed weights: what counts is the
-layout in which oneDNN convolves fastest, and how often a map goes through memory. torch's own norm of that layout sums
-in an order that depends on the threads, so the form needs the compiled kernels.
+Its maps are large, so that unlike the U-Net's most of its convolutions gain nothing from packed weights: what counts is
+the layout in which oneDNN convolves fastest, and how often a map goes through memory. torch's own norm of that layout
+sums in an order that depends on the threads, so the form needs the compiled kernels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentgen.kernels.gpu import wants_channels_last
 from latentgen.kernels.layers import FastGroupNorm, exchange
-from latentgen.kernels.library import LANES, why_unavailable
+from latentgen.kernels.library import LANES, why_no_onednn, why_unavailable
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.layers import ResnetBlock, Upsample
 from latentgen.models.vae import AutoencoderKL
@@ -31,7 +31,6 @@ class FastVAEResnetBlock(nn.Module):
         shortcut = self.conv_shortcut
         residual = x if shortcut is None else shortcut(x)
         h = self.conv1(self.norm1(x, silu=True, in_place=shortcut is not None))
-        del x
         h = self.norm2(h, silu=True, in_place=True)
         return add_convolution(residual, self.conv2, h)
 
@@ -59,7 +58,7 @@ def why_not_fast_vae(vae: AutoencoderKL) -> str | None:
     norms = [module for module in vae.modules() if isinstance(module, nn.GroupNorm)]
     if any(norm.num_channels % LANES for norm in norms):
         return f"its channels are no multiples of {LANES}"
-    return why_unavailable()
+    return why_no_onednn() or why_unavailable()
 
 
 def speed_up_vae(vae: AutoencoderKL) -> None:

@@ -147,7 +147,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, dim), context (B, M, context_dim) -> (B, N, dim); of more contexts, rows as `repeated` has them."""
+        """x (B, N, dim), context (k B, M, context_dim) -> (k B, N, dim), as of x repeated k times."""
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         x = repeated(x, len(context))
@@ -175,11 +175,12 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(proj_out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), context (B, M, context_dim) -> (B, C, h, w); of more contexts, as `repeated` has them."""
+        """x (B, C, h, w), context (k B, M, context_dim) -> (k B, C, h, w), as of x repeated k times."""
         height, width = x.shape[-2:]
-        if is_drawing_on_cpu(x) and len(x) * height * width in _ROWS_THAT_DEPEND_ON_THREADS:
+        rows = {len(each) * height * width for each in (x, context)}
+        if is_drawing_on_cpu(x) and any(count in _ROWS_THAT_DEPEND_ON_THREADS for count in rows):
             x = repeated(x, len(context))
-            return self(x.repeat(4, 1, 1, 1), context.repeat(4, 1, 1))[: len(x)]
+            return self(x.repeat(4, 1, 1, 1), context.repeat(4, 1, 1))[: len(context)]
         h = self.norm(x)
         if not self.use_linear_projection:
             h = self.proj_in(h)

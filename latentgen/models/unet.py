@@ -31,7 +31,8 @@ class DeepFeatures:
     """
 
     features: Tensor | None = None
-    """(B, C, h, w), what enters the last two layers of the way up; None lets the next call compute them."""
+    """(B, C, h, w) of as many rows as contexts, what enters the last two layers of the way up; None lets the next call
+    compute them."""
 
 
 def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
@@ -66,9 +67,10 @@ class Block(nn.Module):
     """Keep nothing of a layer but its inputs for the backward pass (`UNet.enable_gradient_checkpointing`)."""
 
     def layer(self, index: int, time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
-        """The inputs, side by side along the channels, (B, C, h, w), through one layer: as many rows as contexts.
+        """The inputs, side by side along the channels, (B, C, h, w), through one layer: (k B, C', h, w).
 
-        The inputs may have fewer, which stand for as many copies of them; the copies are made where they meet the text.
+        With k contexts for each row the inputs count k times: they are copied where they meet the text, or else behind
+        the layer.
         """
 
         def compute(time_emb: Tensor, context: Tensor, *inputs: Tensor) -> Tensor:
@@ -198,13 +200,13 @@ class UNet(nn.Module):
         in timesteps; context (B, M, cross_attention_dim), M = 77 for one chunk of text. Returns (B, out_channels,
         h, w), zero before training. `deep` is filled if it is empty, else used; without it nothing is kept.
         context may have k times as many rows, as guidance has: the answer is then that of x and t repeated k times, one
-        copy behind the other, and what comes before the first look at the text is computed once.
+        copy behind the other, and what the first layer does before it looks at the text is computed once.
         Raises ShapeError when one of them does not fit this network or the others.
         """
         t = torch.as_tensor(t, device=x.device).reshape(-1)
         self._check_shapes(x, t, context)
         sinusoids = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
-        time_emb = repeated(self.time_embedding(sinusoids.expand(len(x), -1)), len(context))  # (B, time_embed_dim)
+        time_emb = repeated(self.time_embedding(sinusoids.expand(len(x), -1)), len(context))  # (k B, time_embed_dim)
 
         x = self.conv_in(x)
         if deep is not None and deep.features is not None:
@@ -250,8 +252,9 @@ class UNet(nn.Module):
             )
         if len(t) not in (1, len(x)):
             raise ShapeError(f"U-Net: {len(t)} timesteps for {len(x)} latents; one for all or one each is needed")
-        if context.ndim != 3 or len(context) % len(x) or context.shape[2] != config.cross_attention_dim:
+        is_multiple = context.ndim == 3 and len(x) > 0 and len(context) > 0 and len(context) % len(x) == 0
+        if not is_multiple or context.shape[2] != config.cross_attention_dim:
             raise ShapeError(
                 f"U-Net: context is {tuple(context.shape)}, but {len(x)} latents and this network "
-                f"take ({len(x)}, tokens, {config.cross_attention_dim})"
+                f"take ({len(x)}, tokens, {config.cross_attention_dim}), or a multiple of {len(x)}"
             )

@@ -25,7 +25,7 @@ class Network:
         extra: Tensor | None = None,
         *,
         channels_last: bool = False,
-        is_fast: bool = False,
+        computes_once: bool = False,
         deep_cache: DeepCache | None = None,
         one_by_one: bool = False,
         compiled: bool = False,
@@ -34,8 +34,8 @@ class Network:
         """extra (B, E, h, w): further input channels of every call, as an inpainting U-Net takes them.
 
         channels_last: the layout of feature maps that the U-Net's fast form wants, and tensor cores.
-        is_fast: the U-Net is in its fast form, whose numbers do not depend on how many rows it is given: what both
-        passes of guidance share is computed once.
+        computes_once: what both passes of guidance share goes through the U-Net once; for one whose numbers do not
+        depend on how many rows it is given.
         deep_cache: what of the U-Net's features is kept from call to call; None is nothing.
         one_by_one: pictures, and both passes of guidance, go through one after the other: half the feature maps.
         compiled: by torch.compile, on a GPU.
@@ -46,7 +46,7 @@ class Network:
         self.extra = extra
         self.dtype = next(unet.parameters()).dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.is_fast = is_fast
+        self.computes_once = computes_once and not one_by_one
         self.deep_cache = deep_cache
         self.one_by_one = one_by_one
         self.compiled = compiled
@@ -55,7 +55,7 @@ class Network:
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         if self.extra is not None:
             x = torch.cat([x, self.extra], dim=1)
-        if not self.is_fast:
+        if not self.computes_once:
             x, t = repeated(x, len(context)), repeated(t, len(context))
         if self.one_by_one and len(x) > 1:
             rows = zip(x.split(1), t.split(1), context.split(1), self._kept(context, len(x)), strict=True)

@@ -361,7 +361,7 @@ class TextToImage:
                 unet,
                 start.extra,
                 channels_last=self.fast_form.is_taken_up or wants_channels_last(self.device, self.dtype),
-                is_fast=self.fast_form.is_taken_up,
+                computes_once=self.fast_form.ignores_batch,
                 deep_cache=deep_cache,
                 one_by_one=self.low_memory and not self.one_by_one,
                 compiled=self.compiled,

@@ -171,6 +171,18 @@ def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> No
     assert contents(tmp_path) == before
 
 
+def test_a_corpus_begun_before_an_argument_existed_is_finished(tmp_path: Path) -> None:
+    render_corpus(tmp_path, SMALL)
+    before, manifest = contents(tmp_path), tmp_path / render.MANIFEST
+    written = json.loads(manifest.read_text(encoding="utf-8"))
+    del written["arguments"]["large"]
+    manifest.write_text(json.dumps(written), encoding="utf-8")
+    render_corpus(tmp_path, SMALL)
+    assert {**contents(tmp_path), manifest.name: before[manifest.name]} == before
+    with pytest.raises(InputError, match=r"arguments\.large include there, only wanted"):
+        render_corpus(tmp_path, dataclasses.replace(SMALL, large="only"))
+
+
 def test_another_version_of_the_drawing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = CorpusArguments(2, 0, 16, "heroes")
     render_corpus(tmp_path, arguments)

@@ -14,6 +14,7 @@ from latentgen.kernels import int8
 from latentgen.kernels.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, quantize, quantize_weight, why_not_int8
 from latentgen.kernels.layers import FastCrossAttention, FastGEGLU, FastResnetBlock, PackedConv2d, PackedLinear
 from latentgen.kernels.unet import FastForm
+from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.attention import GEGLU
 from latentgen.pipeline import TextToImage
 from tests.tiny import TINY_UNET, tiny_unet
@@ -147,6 +148,8 @@ def test_the_form_is_near_and_its_way_back_exact(linear: bool) -> None:
             if isinstance(module, FastResnetBlock):
                 assert isinstance(module.time_emb_proj, PackedLinear)
                 assert isinstance(module.conv1, Int8Conv2d)
+            if isinstance(module, FastUpsample):
+                assert isinstance(module.to_pixels, Int8Conv2d)
             if isinstance(module, FastCrossAttention):
                 assert isinstance(module.to_kv, PackedLinear)
                 assert isinstance(module.to_q, Int8Linear)

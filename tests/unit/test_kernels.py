@@ -293,7 +293,24 @@ def test_what_both_passes_of_guidance_share_is_computed_once_to_the_same_bits(un
     x, t, context = inputs()
     with torch.inference_mode():
         expected = unet(torch.cat([x[:1], x[:1]]), t, context)
-        results = on_threads(lambda: Network(unet, channels_last=True, is_fast=True)(x[:1], t[:1], context))
+        results = on_threads(lambda: Network(unet, channels_last=True, computes_once=True)(x[:1], t[:1], context))
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@runs_here
+def test_the_first_layer_of_a_wide_network_is_computed_once_to_the_same_bits() -> None:
+    """Of SD's width, whose products oneDNN shares out in other ways than narrow ones."""
+    config = replace(
+        TINY_UNET, block_out_channels=(320, 64), num_attention_heads=(8, 8), norm_num_groups=32, cross_attention_dim=64
+    )
+    network = randomize(UNet(config)).eval().bfloat16()
+    assert isinstance(network, UNet)
+    speed_up(network)
+    x = bf16(1, 4, 32, 32).to(memory_format=torch.channels_last)
+    t, context = torch.tensor([500]), bf16(2, 77, 64, seed=1)
+    with torch.inference_mode():
+        expected = network(torch.cat([x, x]), t.repeat(2), context)
+        results = on_threads(lambda: network(x, t, context))
     assert all(torch.equal(result, expected) for result in results)
 
 

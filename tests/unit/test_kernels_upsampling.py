@@ -32,7 +32,7 @@ def test_four_small_kernels_are_the_large_one_after_doubling() -> None:
     assert torch.equal(bottom_right[:, :, 1:, 1:], expected[:, :, 1::2, 1::2])
 
 
-@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3), (1, 1)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
     size: tuple[int, int], layout: torch.memory_format
@@ -49,6 +49,23 @@ def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
     assert results[0].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.equal(alone, results[0])
+
+
+@pytest.mark.parametrize("channels", [48, 64, 128, 192, 256])
+def test_no_number_of_threads_changes_it(channels: int) -> None:
+    """Of these widths oneDNN's 2x2 convolutions, padding by themselves, differ on four or eight threads."""
+    fast, before = FastUpsample(upsample(channels)), torch.get_num_threads()
+    maps = [bf16(1, channels, *size).to(memory_format=torch.channels_last) for size in ((8, 8), (13, 11), (32, 32))]
+    results: list[list[torch.Tensor]] = []
+    try:
+        for threads in (1, 2, 3, 4, 8):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                results.append([fast(x) for x in maps])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
 
 
 def test_rows_of_a_large_map_come_as_they_do_together(monkeypatch: pytest.MonkeyPatch) -> None:

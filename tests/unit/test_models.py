@@ -96,7 +96,6 @@ def test_unet_batch_of_two_equals_two_singles() -> None:
     torch.testing.assert_close(unet(x, t, context), singles, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("attention_levels", [(True, False), (False, True)])
 def test_more_contexts_than_latents_are_the_latents_repeated(attention_levels: tuple[bool, ...], linear: bool) -> None:
@@ -113,10 +112,14 @@ def test_more_contexts_than_latents_are_the_latents_repeated(attention_levels: t
             together = unet(torch.cat([x, x]), torch.cat([t, t]), context, deep=kept)
             torch.testing.assert_close(unet(x, t, context, deep=kept_once), together, rtol=1e-9, atol=1e-10)
     assert calls == [4, 2, 4, 2], "what comes before the text is computed once"
+    whole = unet(torch.cat([x, x]), torch.cat([t, t]), context)
+    gradients = torch.autograd.grad(whole.square().mean(), list(unet.parameters()))
     unet.enable_gradient_checkpointing()
-    torch.testing.assert_close(unet(x, t, context), unet(torch.cat([x, x]), torch.cat([t, t]), context))
+    once = torch.autograd.grad(unet(x, t, context).square().mean(), list(unet.parameters()))
+    torch.testing.assert_close(once, gradients, rtol=1e-9, atol=1e-12)
 
 
+@torch.no_grad()
 def test_unet_depends_on_each_of_its_inputs() -> None:
     unet = tiny_unet()
     x, t, context = unet_inputs()
@@ -142,6 +145,8 @@ def test_untrained_unet_predicts_zero() -> None:
         ((2, 4, 8, 8), 2, (2, 7, 32), r"\(2, 7, 32\).*\(2, tokens, 24\)"),
         ((2, 4, 8, 8), 2, (1, 7, 24), r"\(1, 7, 24\).*\(2, tokens, 24\)"),
         ((2, 4, 8, 8), 2, (7, 24), r"\(7, 24\).*\(2, tokens, 24\)"),
+        ((2, 4, 8, 8), 2, (3, 7, 24), r"\(3, 7, 24\).*\(2, tokens, 24\), or a multiple of 2"),
+        ((2, 4, 8, 8), 2, (0, 7, 24), r"\(0, 7, 24\).*\(2, tokens, 24\)"),
     ],
 )
 def test_unet_refuses_what_does_not_fit(
