@@ -55,7 +55,7 @@ types: $(VENV)/.installed-dev  ## pyright, strict on latentgen/
 
 check: lint types test  ## all that CI runs
 
-bench: $(VENV)/.installed-dev  ## time the demo command and its parts
+bench: $(VENV)/.installed-dev  ## time the demo command beside diffusers, and its parts
 	$(BIN)/python benchmarks/generate.py
 
 bench-faults: $(VENV)/.installed-dev  ## what a training run survives: kills, full disks, dead processes (half an hour)

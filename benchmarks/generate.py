@@ -1,9 +1,10 @@
-"""Time the demo command as a stranger runs it: cold processes, and how one picture's time splits.
+"""Time the demo command as a stranger runs it: cold processes, beside diffusers', and how one picture's time splits.
 
     python benchmarks/generate.py [--runs 5]
 
-Prints a table. Whole-process figures are the operating system's own (wall, CPU and peak memory of a child process);
-the split is measured inside one process.
+Prints a table. Whole-process figures are the operating system's own (wall, CPU and peak memory of a child process), of
+all commands in turns; the split is measured inside one process. diffusers, where it is installed, draws with the same
+model, sampler and number of steps, in the same precision, channels_last.
 """
 
 from __future__ import annotations
@@ -16,14 +17,40 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 PROMPT = "a lighthouse at sunset"
+OURS = ["-m", "latentgen"]
 COMMANDS = {
-    "latentgen --help": ["--help"],
-    "latentgen generate (bad argument)": ["generate", PROMPT, "--steps", "0"],
-    "latentgen generate (demo)": ["generate", PROMPT, "--seed", "42", "--guidance", "7.5", "-o", "{out}/demo.png"],
+    "latentgen --help": [*OURS, "--help"],
+    "latentgen generate (bad argument)": [*OURS, "generate", PROMPT, "--steps", "0"],
+    "latentgen generate (demo)": [
+        *OURS,
+        "generate",
+        PROMPT,
+        "--seed",
+        "42",
+        "--guidance",
+        "7.5",
+        "-o",
+        "{out}/demo.png",
+    ],
 }
+"""What is told to Python."""
+THEIRS = """
+import sys, torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+folder, dtype, width, height, steps, prompt, out = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+pipe.set_progress_bar_config(disable=True)
+pipe.unet.to(memory_format=torch.channels_last)
+pipe.vae.to(memory_format=torch.channels_last)
+size = {"width": int(width), "height": int(height)}
+generator = torch.Generator().manual_seed(42)
+pipe(prompt, num_inference_steps=int(steps), guidance_scale=7.5, generator=generator, **size).images[0].save(out)
+"""
 
 SPLIT = """
 import json, time
@@ -44,24 +71,39 @@ print(json.dumps({{"import torch": torch_s, "import latentgen": imported_s, "loa
 def measure(arguments: list[str]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak MiB of one cold process."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "latentgen", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, _, usage = os.wait4(process.pid, 0)
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def theirs() -> list[str]:
+    """What diffusers' process is told: the demo's picture."""
+    from latentgen import embedded_model_path
+    from latentgen.checkpoints.layout import read_config
+    from latentgen.pipeline.devices import choose_device, choose_dtype
+
+    folder = embedded_model_path()
+    defaults = read_config(folder).defaults
+    dtype = str(choose_dtype("auto", choose_device("cpu"))).removeprefix("torch.")
+    numbers = [str(each) for each in (defaults.width_px, defaults.height_px, defaults.steps)]
+    return ["-c", THEIRS, str(folder), dtype, *numbers, PROMPT, "{out}/theirs.png"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    print(f"{'command':36} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}   (medians of {runs} cold processes)")
-    for title, arguments in COMMANDS.items():
-        rows: list[tuple[float, float, float]] = []
-        for _ in range(runs):
+    commands = {**COMMANDS, "diffusers, the demo's picture": theirs()} if find_spec("diffusers") else COMMANDS
+    rows: dict[str, list[tuple[float, float, float]]] = {title: [] for title in commands}
+    for _ in range(runs):
+        for title, arguments in commands.items():
             with tempfile.TemporaryDirectory() as out:
-                rows.append(measure([a.format(out=out) for a in arguments]))
-        wall, cpu, peak = (statistics.median(column) for column in zip(*rows, strict=True))
+                rows[title].append(measure([each.replace("{out}", out) for each in arguments]))
+                if arguments[-1].startswith("{out}") and not any(Path(out).iterdir()):
+                    raise SystemExit(f"{title}: nothing was drawn")
+    print(f"{'command':36} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}   (medians of {runs} cold processes)")
+    for title, measured in rows.items():
+        wall, cpu, peak = (statistics.median(column) for column in zip(*measured, strict=True))
         print(f"{title:36} {wall:8.2f} {cpu:8.2f} {peak:9.0f}")
     split: dict[str, list[float]] = {}
     for _ in range(runs):

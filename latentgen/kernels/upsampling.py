@@ -27,15 +27,17 @@ class FastUpsample(nn.Module):
     """
 
     def __init__(self, layer: Upsample) -> None:
-        """The layer's weights are kept beside what is made of them: sums cannot be taken apart again."""
+        """The layer is not used afterwards: its weights are taken out of it."""
         super().__init__()
-        self.layer = layer
+        weight = layer.conv.weight.data  # (C, C, 3, 3)
+        self.lost = weight.flatten(2)[:, :, _LOST].clone()
         self.to_pixels = _convolution(layer.conv)
+        layer.conv.weight.data = weight.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w), channels_last."""
         if x.dtype != torch.bfloat16:
-            return self.layer(x)
+            return self.plain().to(x.dtype)(x)
         batch, channels, height, width = x.shape
         size = (batch, channels, 2 * height, 2 * width)
         larger = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
@@ -51,11 +53,25 @@ class FastUpsample(nn.Module):
         return larger
 
     def plain(self) -> Upsample:
-        return self.layer
+        """The layer with its very weights: the kernels' corners are weights that were not added to others."""
+        kernels = self.to_pixels.plain().weight.data.chunk(4)
+        weight = self.lost.new_empty(*self.lost.shape[:2], 9)
+        weight[:, :, _LOST] = self.lost
+        for place, (below, right), kernel in zip(_CORNERS, _PLACES, kernels, strict=True):
+            weight[:, :, place] = kernel[:, :, below, right]
+        channels, bias = len(weight), self.to_pixels.bias
+        with torch.device("meta"):
+            layer = Upsample(channels)
+        layer.conv.weight = nn.Parameter(weight.unflatten(2, (3, 3)), requires_grad=not weight.is_inference())
+        if bias is not None:
+            layer.conv.bias = nn.Parameter(bias.data[:channels].clone(), requires_grad=not bias.is_inference())
+        return layer
 
 
 _PLACES = tuple(itertools.product((0, 1), repeat=2))
 """Of the four pixels that one becomes: 1 for below, 1 for right."""
+_LOST, _CORNERS = [1, 3, 4, 5, 7], (0, 2, 6, 8)
+"""Of a kernel's nine weights, row by row: those that are found in sums only, and those that a pixel's kernel holds."""
 
 
 def kernels_of_pixels(weight: Tensor) -> list[Tensor]:
