@@ -19,6 +19,9 @@ from latentgen.models.layers import Upsample
 _NUMBERS_AT_A_TIME = 1 << 24
 """Of the convolution's output: of a large map a few rows at a time, so that it is not in memory twice."""
 
+_CHANNELS_AT_A_TIME = 64
+"""Whose weights are added up together, in float32: a whole layer of SD's would take 59 MB for that, several times."""
+
 
 class FastUpsample(nn.Module):
     """`Upsample` in bfloat16, by one convolution of the smaller map; in another precision it is the layer itself.
@@ -88,9 +91,14 @@ def _sums(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _convolution(conv: nn.Conv2d) -> PackedConv2d:
     """With the four kernels, one behind the other."""
+    weight, into, out = conv.weight.data, conv.in_channels, conv.out_channels
+    kernels = weight.new_empty(4, out, into, 2, 2)
+    for first in range(0, out, _CHANNELS_AT_A_TIME):
+        channels = slice(first, first + _CHANNELS_AT_A_TIME)
+        kernels[:, channels] = torch.stack(kernels_of_pixels(weight[channels]))
     with torch.device("meta"):
-        layer = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, bias=conv.bias is not None)
-    layer.weight = nn.Parameter(torch.cat(kernels_of_pixels(conv.weight.data)), requires_grad=False)
+        layer = nn.Conv2d(into, 4 * out, 2, bias=conv.bias is not None)
+    layer.weight = nn.Parameter(kernels.flatten(0, 1), requires_grad=False)
     if conv.bias is not None:
         layer.bias = nn.Parameter(conv.bias.data.repeat(4), requires_grad=False)
     return PackedConv2d(layer)
