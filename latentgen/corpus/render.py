@@ -107,7 +107,8 @@ class CorpusArguments:
         )
 
 
-DEFAULTS = {each.name: each.default for each in fields(CorpusArguments) if each.default is not MISSING}
+_DEFAULTS = {each.name: each.default for each in fields(CorpusArguments) if each.default is not MISSING}
+"""What a manifest without an argument means: it was written before there was such a one."""
 
 
 def _is_chosen(choice: Choice, is_one: bool) -> bool:
@@ -181,8 +182,8 @@ def _claim_folder(out: Path, arguments: CorpusArguments) -> None:
         write_json(path, wanted)
         return
     found = read_json(path)
-    if isinstance(arguments_found := found.get("arguments"), dict):  # an older version wrote fewer of them
-        found["arguments"] = {**DEFAULTS, **arguments_found}
+    if isinstance(arguments_found := found.get("arguments"), dict):
+        found["arguments"] = {**_DEFAULTS, **arguments_found}
     if found != wanted:
         differences = ", ".join(_differences(found, wanted))
         raise InputError(f"{out} holds another corpus: {differences}", hint="name another folder, or delete this one")

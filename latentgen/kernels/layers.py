@@ -28,6 +28,13 @@ _SCORES_AT_A_TIME = 1 << 22
 """Of the plain-torch attention: few enough to stay near the caches, enough for the products to be worth starting."""
 
 
+def why_no_onednn() -> str | None:
+    """Why weights cannot be laid out for oneDNN, by torch's own way to it; None if they can."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(_onednn, "_reorder_linear_weight"):
+        return "this torch has no oneDNN"
+    return None
+
+
 class PackedLinear(nn.Module):
     """x W^T + b with the weights of one linear layer, or of several side by side that see the same x."""
 

@@ -53,13 +53,6 @@ def why_unavailable() -> str | None:
     return library if isinstance(library, str) else None
 
 
-def why_no_onednn() -> str | None:
-    """Why weights cannot be laid out for oneDNN, by torch's own way to it; None if they can."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        return "this torch has no oneDNN"
-    return None
-
-
 def _called() -> ctypes.CDLL:
     library = _library()
     assert not isinstance(library, str), library

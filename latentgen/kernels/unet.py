@@ -19,8 +19,9 @@ from latentgen.kernels.layers import (
     PackedLinear,
     PackedPointwiseConv2d,
     exchange,
+    why_no_onednn,
 )
-from latentgen.kernels.library import why_no_onednn, why_unavailable
+from latentgen.kernels.library import why_unavailable
 from latentgen.kernels.memory import large_tensors_mapped
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.attention import TransformerBlock

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from latentgen.kernels.layers import PackedConv2d
 from latentgen.models.layers import Upsample
 
+_PLACES = tuple(itertools.product((0, 1), repeat=2))
+"""Of the four pixels that one becomes: 1 for below, 1 for right."""
+_LOST, _CORNERS = [1, 3, 4, 5, 7], (0, 2, 6, 8)
+"""Of a kernel's nine weights, row by row: those that are found in sums only, and those that a pixel's kernel holds."""
 _NUMBERS_AT_A_TIME = 1 << 24
 """Of the convolution's output: of a large map a few rows at a time, so that it is not in memory twice."""
-
 _CHANNELS_AT_A_TIME = 64
 """Whose weights are added up together, in float32: a whole layer of SD's would take 59 MB for that, several times."""
 
@@ -33,7 +36,7 @@ class FastUpsample(nn.Module):
         """The layer is not used afterwards: its weights are taken out of it."""
         super().__init__()
         weight = layer.conv.weight.data  # (C, C, 3, 3)
-        self.lost = weight.flatten(2)[:, :, _LOST].clone()
+        self.lost = weight.flatten(2)[:, :, _LOST]
         self.to_pixels = _convolution(layer.conv)
         layer.conv.weight.data = weight.new_empty(0)
 
@@ -69,12 +72,6 @@ class FastUpsample(nn.Module):
         if bias is not None:
             layer.conv.bias = nn.Parameter(bias.data[:channels].clone(), requires_grad=not bias.is_inference())
         return layer
-
-
-_PLACES = tuple(itertools.product((0, 1), repeat=2))
-"""Of the four pixels that one becomes: 1 for below, 1 for right."""
-_LOST, _CORNERS = [1, 3, 4, 5, 7], (0, 2, 6, 8)
-"""Of a kernel's nine weights, row by row: those that are found in sums only, and those that a pixel's kernel holds."""
 
 
 def kernels_of_pixels(weight: Tensor) -> list[Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latentgen.kernels.gpu import wants_channels_last
-from latentgen.kernels.layers import FastGroupNorm, exchange
-from latentgen.kernels.library import LANES, why_no_onednn, why_unavailable
+from latentgen.kernels.layers import FastGroupNorm, exchange, why_no_onednn
+from latentgen.kernels.library import LANES, why_unavailable
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.layers import ResnetBlock, Upsample
 from latentgen.models.vae import AutoencoderKL
