@@ -29,7 +29,10 @@ from latentgen.corpus.weather import (
     draw_wet_ground,
 )
 
-SIZE_FACTORS = {"small": 0.6, "medium": 1.0, "large": 1.35, "giant": 1.75}
+SIZE_FACTORS = {"small": 0.7, "medium": 1.25, "large": 1.55, "giant": 1.8}
+"""What nobody calls large fills the picture well too: a thing is learnt, and liked, by its details."""
+WIDEST_AT_A_SIDE = 78
+"""Half the width of one subject at the left or right, so that it stands there and not in the middle."""
 COLUMNS = {2: (74, 182), 3: (50, 128, 206), 4: (38, 98, 158, 218), 5: (30, 79, 128, 177, 226)}
 """Where several subjects stand, by their number."""
 CLOSE_UP_HEIGHTS = {1: 122, 2: 90, 3: 74, 4: 58, 5: 46}
@@ -71,6 +74,8 @@ WIDTH_FACTORS: dict[Drawing, float] = {
     "cactus": 0.8,
 }
 """Width of a drawing in nominal heights; 1 where nothing is said."""
+HALF_WIDTH = 0.58
+"""Of a drawing and some air beside it, in nominal heights and widths."""
 WIDE_DRAWINGS = ("house", "cottage", "cabin", "barn", "igloo")
 ROCK_BOUND = ("building", "plant", "land_animal", "head", "vehicle", "food", "object")
 """Placement classes that need a rock to stand on where the stage is water."""
@@ -178,8 +183,11 @@ class _Composition:
             self.columns = [stage.preferred_x]
         if scene.setting == "island":
             self.base_height *= 0.88
+        if self.alone and scene.side is not None:
+            widest = WIDEST_AT_A_SIDE / (HALF_WIDTH * self._width_factor(self.figures[0]))
+            self.base_height = min(self.base_height, widest)
         if self.alone and stage.kind != "cliff" and self.figures[0].noun.drawing is not None:
-            half = min(100, 0.58 * self.base_height * self._width_factor(self.figures[0]))
+            half = min(100, HALF_WIDTH * self.base_height * self._width_factor(self.figures[0]))
             self.columns = [min(max(self.columns[0], half + 4), EXTENT - half - 4)]
         if scene.behind and len(self.figures) == 2:
             self.in_depth = True

@@ -35,7 +35,7 @@ from latentgen.corpus.splits import held_out_pairs
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.jsonfile import read_json, write_json
 
-CORPUS_VERSION = 3
+CORPUS_VERSION = 4
 """Raised whenever the pictures, captions or labels of a seed change."""
 PNG_COMPRESS_LEVEL = 3
 """Level 6 takes twice the time and saves an eighth of the bytes."""
