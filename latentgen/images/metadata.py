@@ -14,7 +14,10 @@ FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""
 
 COMPILED = "torch.compile"
-KERNELS = ("none", "oneDNN", "compiled", "oneDNN int8", "compiled int8", COMPILED)
+KERNELS = (
+    *("none", COMPILED),
+    *(f"{kind}{precision}" for kind in ("oneDNN", "compiled", "Winograd") for precision in ("", " int8")),
+)
 MAX_THREADS = 1024
 MAX_BATCH_SIZE = 1024
 """Limits of what a run may use, and so of what a picture's file may make `replay` use."""

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "attention.cpp", FOLDER / "group_norm.cpp")
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("attention", "group_norm", "winograd"))
 LIBRARY = FOLDER / "_kernels.so"
 
 COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-math-errno", "-w")

@@ -2,7 +2,8 @@
 
 oneDNN multiplies by weights in blocks that suit the CPU. Given plain weights it lays them out anew at every call; here
 that is done once. A product by itself is the same numbers (tested), for every shape of the input; one that takes in a
-sum or a gate rounds once where two operations round twice, and a convolution of a very small map sums in another order.
+sum or a gate rounds once where two operations round twice, a convolution of a very small map sums in another order, and
+one of a large map, where the compiled kernels are, goes Winograd's way (`winograd.cpp`).
 `plain` gives back the very weights. Only one copy of them is in memory (but for upsampling, `upsampling.py`).
 """
 
@@ -16,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgen.kernels.library import can_attend, can_norm, fused_attention, fused_group_norm
+from latentgen.kernels.library import (
+    can_attend,
+    can_convolve,
+    can_norm,
+    fused_attention,
+    fused_group_norm,
+    winograd_convolution,
+)
+from latentgen.kernels.memory import large_tensors_mapped
+from latentgen.kernels.winograd import lay_back, lay_out
 from latentgen.models.attention import GEGLU, Attention, TransformerBlock, repeated
 from latentgen.models.layers import PointwiseConv2d, ResnetBlock, silu_
 
@@ -64,12 +74,17 @@ class PackedLinear(nn.Module):
         return [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
+ConvolutionForm = Literal["given", "oneDNN", "product", "Winograd"]
+
+
 class PackedConv2d(nn.Module):
     """A convolution; its input is best channels_last, and so is its output then.
 
-    Of a very small map it is computed as the product of the patches and the kernel that it is: oneDNN multiplies
-    matrices of 32 rows 1.6 times as fast as it convolves two maps of 4x4. Which of the two depends on the map's size
-    alone, so that a picture does not depend on what is drawn with it.
+    Its weights lie as the faster way for the map's size wants them, from the first call on. A 3x3 convolution of a
+    large map goes Winograd's way, with less than half of the products (`winograd.cpp`); that of a very small map is
+    computed as the product of the patches and the kernel that it is: oneDNN multiplies matrices of 32 rows 1.6 times as
+    fast as it convolves two maps of 4x4. Which way depends on the map's size alone, so that a picture does not depend
+    on what is drawn with it.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -80,27 +95,42 @@ class PackedConv2d(nn.Module):
         self.kernel_size = cast("tuple[int, int]", layer.kernel_size)
         self.groups, self.bias = layer.groups, layer.bias
         self.can_be_product = self.kernel_size == (3, 3) and self.groups == 1 and self.arguments[2] == (1, 1)
-        self.is_product = False
-        self.packed = self._packed(layer.weight.data)
+        self.can_be_winograd = self.can_be_product and self.arguments[:2] == [(1, 1), (1, 1)]
+        self.form: ConvolutionForm = "given"
+        self.packed = layer.weight.data
         layer.weight.data = layer.weight.data.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, Cout, h', w')."""
+        if x.dtype != torch.bfloat16:
+            return self._convolved(x)
         self._take_form(x)
-        if self.is_product:
+        if self.form == "Winograd":
+            return winograd_convolution(_channels_last(x), self.packed, self.bias)
+        if self.form == "product":
             return _onednn._linear_pointwise(self._patches(x), self.packed, self.bias, "none", [], "").movedim(-1, 1)
         return _onednn._convolution_pointwise(x, self.packed, self.bias, *self.arguments, self.groups, "none", [], "")
 
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The convolution of x (B, Cin, h, w) plus (B, Cout, h', w'), rounded once."""
+    def plus(self, x: Tensor, residual: Tensor, *, in_place: bool = False) -> Tensor:
+        """The convolution of x (B, Cin, h, w) plus (B, Cout, h', w'), in bfloat16 rounded once.
+
+        in_place: the residual is not needed afterwards, and the answer may take its place.
+        """
+        if x.dtype != torch.bfloat16:
+            return self._convolved(x).add_(residual)
         self._take_form(x)
-        if self.is_product:
+        if self.form == "Winograd":
+            residual = _channels_last(residual)
+            out = residual if in_place else None
+            return winograd_convolution(_channels_last(x), self.packed, self.bias, residual, out=out)
+        if self.form == "product":
             addend = residual.movedim(1, -1).contiguous()
             product = _onednn._linear_pointwise.binary(self._patches(x), addend, self.packed, self.bias, "add")
             return product.movedim(-1, 1)
-        return _onednn._convolution_pointwise.binary(
-            x, residual, self.packed, self.bias, *self.arguments, self.groups, "add", 1.0, None, [], None
-        )
+        weights = (self.packed, self.bias, *self.arguments, self.groups)
+        if in_place:
+            return _onednn._convolution_pointwise_.binary(residual, x, *weights, "add", 1.0, None, [], None)
+        return _onednn._convolution_pointwise.binary(x, residual, *weights, "add", 1.0, None, [], None)
 
     def plain(self) -> nn.Conv2d:
         padding, stride, dilation = self.arguments
@@ -111,25 +141,43 @@ class PackedConv2d(nn.Module):
         layer.weight, layer.bias = _parameter(self._dense()), self.bias
         return layer
 
-    def _take_form(self, x: Tensor) -> None:
-        """Lay the weights out anew where another size of map wants the other form."""
-        is_product = self.can_be_product and x.shape[2] * x.shape[3] <= _SMALL_MAP
-        if is_product != self.is_product:
-            with torch.inference_mode(False), torch.no_grad():  # the weights may be wanted for training again
-                weight = self._dense()
-                self.is_product = is_product
-                self.packed = self._packed(weight)
+    def _convolved(self, x: Tensor) -> Tensor:
+        """In another precision: as the plain layer does it."""
+        padding, stride, dilation = self.arguments
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self._dense().to(x.dtype), bias, stride, padding, dilation, self.groups)
 
-    def _packed(self, weight: Tensor) -> Tensor:
-        if self.is_product:  # (Cout, 3, 3, Cin): beside each other what lies so in a channels_last map
+    def _take_form(self, x: Tensor) -> None:
+        """Lay the weights out where they lie otherwise than this size of map wants it."""
+        form = self._form_for(x)
+        if form != self.form:
+            # The weights may be wanted for training again.
+            with torch.inference_mode(False), torch.no_grad(), large_tensors_mapped():
+                weight = self._dense()
+                self.form, self.packed = form, self._packed(weight, form)
+
+    def _form_for(self, x: Tensor) -> ConvolutionForm:
+        if self.can_be_product and x.shape[2] * x.shape[3] <= _SMALL_MAP:
+            return "product"
+        return "Winograd" if self.can_be_winograd and can_convolve(x, self.channels[1]) else "oneDNN"
+
+    def _packed(self, weight: Tensor, form: ConvolutionForm) -> Tensor:
+        if form == "Winograd":
+            return lay_out(weight)
+        if form == "product":  # (Cout, 3, 3, Cin): beside each other what lies so in a channels_last map
             return _onednn._reorder_linear_weight(weight.permute(0, 2, 3, 1).flatten(1))
         return _onednn._reorder_convolution_weight(weight, *self.arguments, self.groups)
 
     def _dense(self) -> Tensor:
-        if not self.is_product:
-            return self.packed.to_dense()
+        """The very weights (Cout, Cin, h, w)."""
         into, out = self.channels
-        return self.packed.to_dense().view(out, *self.kernel_size, into).permute(0, 3, 1, 2).contiguous()
+        if self.form == "given":
+            return self.packed
+        if self.form == "Winograd":
+            return lay_back(self.packed, into)
+        if self.form == "product":
+            return self.packed.to_dense().view(out, *self.kernel_size, into).permute(0, 3, 1, 2).contiguous()
+        return self.packed.to_dense()
 
     def _patches(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, h', w', 9 Cin): under each of the kernel's places, the map that it meets."""
@@ -351,6 +399,10 @@ def exchange(network: nn.Module, other: Callable[[nn.Module], nn.Module | None])
             exchange(layer, other)
         else:
             network.register_module(name, replacement)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -21,7 +21,7 @@ from latentgen.kernels.layers import (
     exchange,
     why_no_onednn,
 )
-from latentgen.kernels.library import why_unavailable
+from latentgen.kernels.library import has_amx, why_unavailable
 from latentgen.kernels.memory import large_tensors_mapped
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.attention import TransformerBlock
@@ -29,7 +29,7 @@ from latentgen.models.embeddings import TimeEmbedding
 from latentgen.models.layers import PointwiseConv2d, ResnetBlock, Upsample
 from latentgen.models.unet import UNet
 
-Kernels = Literal["none", "oneDNN", "compiled", "oneDNN int8", "compiled int8"]
+Kernels = Literal["none", "oneDNN", "compiled", "Winograd", "oneDNN int8", "compiled int8", "Winograd int8"]
 FAST = (
     PackedLinear,
     PackedConv2d,
@@ -59,12 +59,16 @@ class FastForm:
 
     @property
     def kernels(self) -> Kernels:
-        """What computes: torch alone, with oneDNN's prepacked weights, or with the compiled kernels too."""
+        """What computes: torch alone, with oneDNN's prepacked weights, with the compiled kernels too, or also with that
+        for convolutions.
+        """
         if not self.is_possible:
             return "none"
-        if self.int8:
-            return "compiled int8" if why_unavailable() is None else "oneDNN int8"
-        return "compiled" if why_unavailable() is None else "oneDNN"
+        if why_unavailable() is not None:
+            return "oneDNN int8" if self.int8 else "oneDNN"
+        if has_amx():
+            return "compiled int8" if self.int8 else "compiled"
+        return "Winograd int8" if self.int8 else "Winograd"
 
     @property
     def ignores_batch(self) -> bool:

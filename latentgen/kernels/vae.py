@@ -1,8 +1,8 @@
 """An autoencoder used on a CPU in bfloat16: a pixel's channels beside each other, SiLU and norm in one pass.
 
-Its maps are large, so that unlike the U-Net's most of its convolutions gain nothing from packed weights: what counts is
-the layout in which oneDNN convolves fastest, and how often a map goes through memory. torch's own norm of that layout
-sums in an order that depends on the threads, so the form needs the compiled kernels.
+Its maps are large: what counts is Winograd's way to convolve them, in the layout that it and oneDNN want, and how often
+a map goes through memory. torch's own norm of that layout sums in an order that depends on the threads, so the form
+needs the compiled kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgen.kernels.gpu import wants_channels_last
-from latentgen.kernels.layers import FastGroupNorm, exchange, why_no_onednn
+from latentgen.kernels.layers import FastGroupNorm, PackedConv2d, exchange, why_no_onednn
 from latentgen.kernels.library import LANES, why_unavailable
 from latentgen.kernels.upsampling import FastUpsample
 from latentgen.models.layers import ResnetBlock, Upsample
@@ -24,7 +24,8 @@ class FastVAEResnetBlock(nn.Module):
     def __init__(self, layer: ResnetBlock) -> None:
         super().__init__()
         self.norm1, self.norm2 = FastGroupNorm(layer.norm1), FastGroupNorm(layer.norm2)
-        self.conv1, self.conv2, self.conv_shortcut = layer.conv1, layer.conv2, layer.conv_shortcut
+        self.conv1, self.conv2 = PackedConv2d(layer.conv1), PackedConv2d(layer.conv2)
+        self.conv_shortcut = layer.conv_shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, Cout, h, w)."""
@@ -32,17 +33,7 @@ class FastVAEResnetBlock(nn.Module):
         residual = x if shortcut is None else shortcut(x)
         h = self.conv1(self.norm1(x, silu=True, in_place=shortcut is not None))
         h = self.norm2(h, silu=True, in_place=True)
-        return add_convolution(residual, self.conv2, h)
-
-
-def add_convolution(total: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """total (B, Cout, h, w) plus the convolution of x (B, Cin, h, w), in its place; in bfloat16 rounded once."""
-    if x.dtype != torch.bfloat16:
-        return total.add_(conv(x))
-    arguments = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise_.binary(
-        total, x, conv.weight, conv.bias, *arguments, "add", 1.0, None, [], None
-    )
+        return self.conv2.plus(h, residual, in_place=True)
 
 
 def is_fast(vae: AutoencoderKL) -> bool:
