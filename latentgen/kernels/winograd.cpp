@@ -4,8 +4,8 @@
 //   V = B^T d B for every tile d of 4x4 pixels, U = G g G^T for every kernel g,
 //   M = sum over the channels of U V (16 matrix products),   out = A^T M A + bias + residual.
 //
-// U is made at every call, of as many kernels as the L3 cache holds: the weights are in memory once and as they are. Then
-// a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded to
+// U is made at every call, of as many kernels as the L3 cache holds: the weights are in memory once and as they are.
+// Then a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded to
 // bfloat16, and so is the output, once. A tile's result depends on nothing but itself and the weights, in one order: it
 // is the same for any number of threads, tiles and pictures.
 //
@@ -21,28 +21,29 @@
 
 namespace {
 
-constexpr int kTiles = 6;  // of a product: 6 x 4 accumulators and 5 operands of the 32 registers
-constexpr int kWidth = 4;  // registers of kernels at a time: a block
+constexpr int kPlaces = 16;  // of a tile
+constexpr int kTiles = 6;    // of a product: 6 x 4 accumulators and 5 operands of the 32 registers
+constexpr int kWidth = 4;    // registers of kernels at a time: a block
 constexpr long kBlock = kWidth * kLanes;
-constexpr int kPlaces = 16;       // of a tile
-constexpr long kMostSixes = 4;    // of a group of tiles, which meet the same U one after the other
+constexpr long kMostSixes = 4;  // of a group of tiles, which meet the same U one after the other
 constexpr long kMostTiles = kMostSixes * kTiles;
-constexpr long kBudget = 8 << 20;  // numbers of U at a time
-constexpr long kKept = 6 << 20, kFewer = 4 << 20;  // numbers of a V that is kept, and of U then
-constexpr long kPieces = 8;        // in which the U of a block is made
+constexpr long kUsual = 8 << 20;  // numbers of U at a time,
+constexpr long kFewer = 4 << 20;  // where V has not more than
+constexpr long kKept = 6 << 20;   // and is kept for all blocks
+constexpr long kPieces = 8;       // in which the U of a block is made
 constexpr long kTasks = 4;        // of a thread at least, where there are so many
 
 long divide_up(long value, long by) { return (value + by - 1) / by; }
-long round_up(long value, long multiple) { return divide_up(value, multiple) * multiple; }
 
-struct Map {  // x (batch, height, width, into), weights (blocks, into, 9, 64), out and residual (batch, height, width, outs)
+// x (batch, height, width, into), weights (blocks, into, 9, 64), out and residual (batch, height, width, outs).
+struct Map {
   const bf16 *x, *weights, *bias, *residual;
   bf16* out;
   long batch, height, width, into, outs;
   long rows() const { return (height + 1) / 2; }
   long columns() const { return (width + 1) / 2; }
   long tiles() const { return batch * rows() * columns(); }
-  // Products' tiles, six by six, and the groups over which they are spread evenly.
+  // Tiles six by six, and the groups over which they are spread evenly.
   long sixes() const { return divide_up(tiles(), kTiles); }
   long groups() const { return divide_up(sixes(), kMostSixes); }
   long first(long group) const { return sixes() * group / groups() * kTiles; }
@@ -50,8 +51,10 @@ struct Map {  // x (batch, height, width, into), weights (blocks, into, 9, 64), 
   // Whether V of the whole map is kept for all blocks.
   bool keeps_v() const { return sixes() * kTiles * kPlaces * into <= kKept; }
   // Blocks whose U is in memory together.
-  long blocks_at_a_time() const { return std::clamp((keeps_v() ? kFewer : kBudget) / (kPlaces * kBlock * into), 1L, blocks()); }
-  long u_bytes() const { return blocks_at_a_time() * kPlaces * kBlock * into * long(sizeof(bf16)); }
+  long blocks_at_a_time() const {
+    return std::clamp((keeps_v() ? kFewer : kUsual) / (kPlaces * kBlock * into), 1L, blocks());
+  }
+  long u_bytes() const { return blocks_at_a_time() * kBlock * kPlaces * into * long(sizeof(bf16)); }
   long v_bytes() const { return (keeps_v() ? sixes() : kMostSixes) * kTiles * kPlaces * into * long(sizeof(bf16)); }
   long m_bytes() const { return kMostTiles * kPlaces * kBlock * long(sizeof(float)); }
 };
@@ -221,16 +224,16 @@ long latentgen_winograd_workspace(long batch, long height, long width, long into
 void latentgen_winograd(const bf16* x, const bf16* weights, const bf16* bias, const bf16* residual, bf16* out,
                         long batch, long height, long width, long into, long outs, char* workspace, long threads) {
   const Map map = {x, weights, bias, residual, out, batch, height, width, into, outs};
-  const long tiles = map.tiles(), groups = map.groups();
-  const long together = map.blocks_at_a_time();
-  bf16* u = reinterpret_cast<bf16*>(workspace);
+  const long tiles = map.tiles(), groups = map.groups(), together = map.blocks_at_a_time();
+  const bool keeps = map.keeps_v();
+  bf16* const u = reinterpret_cast<bf16*>(workspace);
+  char* const all_m = workspace + map.u_bytes();
+  char* const all_v = all_m + threads * map.m_bytes();
 #pragma omp parallel num_threads(int(threads))
   {
     const long mine = omp_get_thread_num(), running = omp_get_num_threads();
-    const bool keeps = map.keeps_v();
-    float* m = reinterpret_cast<float*>(workspace + map.u_bytes() + mine * map.m_bytes());
-    bf16* v = reinterpret_cast<bf16*>(workspace + map.u_bytes() + threads * map.m_bytes() +
-                                      (keeps ? 0 : mine) * map.v_bytes());
+    float* m = reinterpret_cast<float*>(all_m + mine * map.m_bytes());
+    bf16* v = reinterpret_cast<bf16*>(all_v + (keeps ? 0 : mine) * map.v_bytes());
     auto read_tiles = [&](long first, long end, bf16* to) {
       for (long i = 0; i < end - first; ++i)
         read_tile(map, first + i, to + (i / kTiles * kTiles * kPlaces + i % kTiles) * into);
@@ -247,7 +250,7 @@ void latentgen_winograd(const bf16* x, const bf16* weights, const bf16* bias, co
       for (long piece = 0; piece < blocks * kPieces; ++piece) {
         const long block = piece / kPieces, part = piece % kPieces;
         read_kernels(map, (start + block) * kBlock, kernels_of(block), into / 2 * part / kPieces * 2,
-                     into / 2 * (part + 1) / kPieces * 2, u + block * kPlaces * kBlock * into);
+                     into / 2 * (part + 1) / kPieces * 2, u + block * kBlock * kPlaces * into);
       }
       // Runs of equal length over groups and blocks: a thread keeps V while it stays with a group.
       const long parts = std::clamp(divide_up(kTasks * running, groups), 1L, blocks), tasks = groups * parts;
@@ -256,8 +259,9 @@ void latentgen_winograd(const bf16* x, const bf16* weights, const bf16* bias, co
         const long first = map.first(group), end = std::min(map.first(group + 1), tiles);
         if (!keeps && had != group) read_tiles(first, end, v);
         had = group;
+        const bf16* from = v + (keeps ? first * kPlaces * into : 0);
         for (long block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
-          convolve(map, first, end - first, v + (keeps ? first * kPlaces * into : 0), u + block * kPlaces * kBlock * into, (start + block) * kBlock,
+          convolve(map, first, end - first, from, u + block * kBlock * kPlaces * into, (start + block) * kBlock,
                    kernels_of(block), m);
       }
 #pragma omp barrier
