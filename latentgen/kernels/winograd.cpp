@@ -5,9 +5,9 @@
 //   M = sum over the channels of U V (16 matrix products),   out = A^T M A + bias + residual.
 //
 // U is made at every call, of as many kernels as the L3 cache holds: the weights are in memory once and as they are.
-// Then a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded to
-// bfloat16, and so is the output, once. A tile's result depends on nothing but itself and the weights, in one order: it
-// is the same for any number of threads, tiles and pictures.
+// Then a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded
+// to bfloat16, and so is the output, once. A tile's result depends on nothing but itself and the weights, in one order:
+// it is the same for any number of threads, tiles and pictures.
 //
 // Called only where latentgen_kernels_run_here() says so; see attention.cpp on the instructions and on OpenMP.
 
