@@ -139,7 +139,7 @@ def test_the_form_is_near_and_its_way_back_exact(linear: bool) -> None:
     t, context = torch.tensor([500.0, 20.0]), bf16(2, 77, TINY_UNET.cross_attention_dim, seed=1)
     exact = unet(x, t, context)
     form = FastForm(unet, int8=True)
-    assert form.kernels in ("oneDNN int8", "compiled int8")
+    assert form.kernels in ("oneDNN int8", "compiled int8", "Winograd int8")
     for _ in range(2):
         form.take_up()
         error = (unet(x, t, context).double() - exact.double()).norm() / exact.double().norm()
