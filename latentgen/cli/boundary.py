@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TextIO
 
 from latentgen import __version__
 from latentgen.errors import LatentgenError, OutOfMemoryError, RuntimeFailure
@@ -42,10 +43,10 @@ def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> 
         if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  None where the caller closed it
             sys.stdout.flush()
         if code == INTERRUPTED:  # typer turns KeyboardInterrupt into its exit code
-            _say("interrupted")
+            write_line(sys.stderr, "interrupted")
         return code
     except (KeyboardInterrupt, Terminated) as stop:
-        _say("interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
+        write_line(sys.stderr, "interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
         return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
     except BrokenPipeError:
         # The reader has gone, as in `| head -1`; what Python still holds for it must not be flushed at exit.
@@ -56,10 +57,10 @@ def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> 
     except BaseException as error:  # noqa: BLE001  this is the boundary
         known = _as_ours(error)
         if known is None:
-            _say(f"error: {one_line(*_record_bug(error), limit=limit)}")
+            write_line(sys.stderr, f"error: {one_line(*_record_bug(error), limit=limit)}")
             return 1
         message, hint, code = known
-        _say(f"error: {one_line(message, hint, limit=limit)}")
+        write_line(sys.stderr, f"error: {one_line(message, hint, limit=limit)}")
         return code
     finally:
         _on_sigterm(before)
@@ -132,9 +133,14 @@ def _record_bug(error: BaseException) -> tuple[str, str]:
     return f"this is a bug in latentgen: {type(error).__name__}: {error}", f"details: {file.name}"
 
 
-def _say(line: str) -> None:
-    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]  None where the caller closed it
-        print(line, file=sys.stderr, flush=True)
+def write_line(stream: TextIO | None, line: str) -> None:
+    """A line in one write, so that lines of several processes do not mix in one pipe; nothing if the stream is closed.
+
+    print() writes its text and the end of the line one after the other where Python does not buffer.
+    """
+    if stream is not None:
+        stream.write(f"{line}\n")
+        stream.flush()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from latentgen.cli.boundary import escape
+from latentgen.cli.boundary import escape, write_line
 
 STDOUT = "-"
 """A picture's path where its bytes went to stdout."""
@@ -32,16 +32,16 @@ class Console:
         if self.json_events:
             self.event(kind, path=str(path), **event)
         elif str(path) != STDOUT:
-            _write_line(sys.stdout, escape(str(path)) if _is_terminal(sys.stdout) else str(path))
+            write_line(sys.stdout, escape(str(path)) if _is_terminal(sys.stdout) else str(path))
 
     def event(self, name: str, **fields: Any) -> None:
         """One line of JSON on stdout; nothing without --json."""
         if self.json_events:
-            _write_line(sys.stdout, json.dumps({"event": name, **fields}))
+            write_line(sys.stdout, json.dumps({"event": name, **fields}))
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            _write_line(sys.stderr, escape(text))
+            write_line(sys.stderr, escape(text))
 
     def detail(self, text: str) -> None:
         if self.verbose:
@@ -49,7 +49,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Shown also with --quiet: it says that the result is not quite what was asked for."""
-        _write_line(sys.stderr, f"warning: {escape(text)}")
+        write_line(sys.stderr, f"warning: {escape(text)}")
 
     @property
     def has_bar(self) -> bool:
@@ -84,16 +84,6 @@ class Console:
                 bar.update(task, completed=done, total=total, description=escape(label), figures=shown)
 
             yield update
-
-
-def _write_line(stream: TextIO | None, line: str) -> None:
-    """A line in one write, so that lines of several processes do not mix in one pipe; nothing if the stream is closed.
-
-    print() writes its text and the end of the line one after the other where Python does not buffer.
-    """
-    if stream is not None:
-        stream.write(f"{line}\n")
-        stream.flush()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -30,7 +30,7 @@ from latentgen.corpus.weather import (
 )
 
 SIZE_FACTORS = {"small": 0.7, "medium": 1.25, "large": 1.55, "giant": 1.8}
-"""What nobody calls large fills the picture well too: a thing is learnt, and liked, by its details."""
+"""What no word calls large is large enough for its details: by them a thing is learnt, and liked."""
 WIDEST_AT_A_SIDE = 78
 """Half the width of one subject at the left or right, so that it stands there and not in the middle."""
 COLUMNS = {2: (74, 182), 3: (50, 128, 206), 4: (38, 98, 158, 218), 5: (30, 79, 128, 177, 226)}

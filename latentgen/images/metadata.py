@@ -41,7 +41,7 @@ class Computation:
     vae_tiling: str = "auto"
     """"auto", "on" or "off": whether the autoencoder worked in tiles."""
     kernels: str = "none"
-    """What computed the U-Net's fast form, if it had one, or that it was compiled for a GPU: one of `KERNELS`."""
+    """One of `KERNELS`: what computed the fast forms of U-Net and autoencoder, or that both were compiled for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Layers of the fast form that multiply 8-bit integers instead of bfloat16 (W8A8): half the time, another picture.
+"""Layers of the fast form that multiply 8-bit integers instead of bfloat16 (W8A8): faster, another picture.
 
 q = round(x / s), and x w = s_x s_w (q_x q_w). Weights have a scale for each output channel, fixed; activations have one
 for the whole tensor, from its largest magnitude at every call; a map that is enlarged in parts has one for each. Both

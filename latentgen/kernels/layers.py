@@ -83,8 +83,8 @@ class PackedConv2d(nn.Module):
     Its weights lie as the faster way for the map's size wants them, from the first call on. A 3x3 convolution of a
     large map goes Winograd's way, with less than half of the products (`winograd.cpp`); that of a very small map is
     computed as the product of the patches and the kernel that it is: oneDNN multiplies matrices of 32 rows 1.6 times as
-    fast as it convolves two maps of 4x4. Which way depends on the map's size alone, so that a picture does not depend
-    on what is drawn with it.
+    fast as it convolves two maps of 4x4. Of what differs from call to call, the way depends on the map's size alone, so
+    that a picture does not depend on what is drawn with it.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:

@@ -14,6 +14,8 @@ _LARGE = 1 << 20
 
 _kept = False
 """Whether `keep_freed_memory` was called."""
+_mapping = 0
+"""How many `large_tensors_mapped` there are around what runs now."""
 
 
 def map_large_tensors() -> None:
@@ -45,15 +47,23 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def large_tensors_mapped() -> Generator[None]:
-    """`map_large_tensors` inside, where `keep_freed_memory` holds outside; else nothing, for glibc maps them itself."""
+    """`map_large_tensors` inside, where `keep_freed_memory` holds outside; else nothing, for glibc maps them itself.
+
+    One within another changes nothing.
+    """
+    global _mapping
     if not _kept:
         yield
         return
-    map_large_tensors()
+    _mapping += 1
+    if _mapping == 1:
+        map_large_tensors()
     try:
         yield
     finally:
-        keep_freed_memory()
+        _mapping -= 1
+        if _mapping == 0:
+            keep_freed_memory()
 
 
 def return_freed_memory() -> None:

@@ -59,8 +59,8 @@ class FastForm:
 
     @property
     def kernels(self) -> Kernels:
-        """What computes: torch alone, with oneDNN's prepacked weights, with the compiled kernels too, or also with that
-        for convolutions.
+        """What computes, with the autoencoder's fast form beside it: torch alone, with oneDNN's prepacked weights, with
+        the compiled kernels too, or also with that for convolutions.
         """
         if not self.is_possible:
             return "none"
@@ -107,8 +107,9 @@ def why_not_fast(unet: UNet) -> str | None:
 
 
 def speed_up(unet: UNet) -> None:
-    """Exchange the layers for fast ones, in place; weights are converted one layer at a time, so memory stays as it is,
-    but for upsampling layers, which take 2.3 times as much: 89 MB more of SD 1.5's U-Net.
+    """Exchange the layers for fast ones, in place; weights are converted one layer at a time, those of convolutions at
+    the first call, so memory stays as it is, but for upsampling layers, which take 2.3 times as much: 89 MB more of SD
+    1.5's U-Net.
 
     The network can then be called without gradients only, and has no state dict of its own until `slow_down`.
     """

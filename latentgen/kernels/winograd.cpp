@@ -4,8 +4,8 @@
 //   V = B^T d B for every tile d of 4x4 pixels, U = G g G^T for every kernel g,
 //   M = sum over the channels of U V (16 matrix products),   out = A^T M A + bias + residual.
 //
-// U is made at every call, of as many kernels as the L3 cache holds: the weights are in memory once and as they are.
-// Then a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded
+// U is made at every call, of as many kernels as an L3 cache of 32 MB holds beside the map: the weights are in memory
+// once and as they are. Then a thread takes some tiles at a time, whose V and M stay in its L2 cache. Sums are float32; V and U are rounded
 // to bfloat16, and so is the output, once. A tile's result depends on nothing but itself and the weights, in one order:
 // it is the same for any number of threads, tiles and pictures.
 //

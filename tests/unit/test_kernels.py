@@ -243,27 +243,35 @@ def unet(request: pytest.FixtureRequest) -> UNet:
     return network
 
 
-def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    x = bf16(batch, TINY_UNET.in_channels, 8, 8).to(memory_format=torch.channels_last)
+SIDES = pytest.mark.parametrize("side", [8, 16])
+"""Of latents: the first layer of the larger ones goes Winograd's way, where there are compiled kernels and no AMX."""
+
+
+def inputs(batch: int = 2, side: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    x = bf16(batch, TINY_UNET.in_channels, side, side).to(memory_format=torch.channels_last)
     return x, torch.full((batch,), 500), bf16(batch, 77, TINY_UNET.cross_attention_dim, seed=1)
 
 
-def test_the_fast_form_errs_no_more_than_bfloat16_does(unet: UNet) -> None:
+@SIDES
+def test_the_fast_form_errs_no_more_than_bfloat16_does(unet: UNet, side: int) -> None:
     exact = UNet(unet.config).eval()
     exact.load_state_dict({name: value.float() for name, value in unet.state_dict().items()})
-    x, t, context = inputs()
+    x, t, context = inputs(side=side)
     with torch.inference_mode():
         expected = exact(x.float(), t, context.float()).double()
         plain = relative_error(unet(x, t, context), expected)
         speed_up(unet)
         fast = relative_error(unet(x, t, context), expected)
+    takes = side == 16 and library.why_unavailable() is None and not library.has_amx()
+    assert ("Winograd" in {each.form for each in unet.modules() if isinstance(each, PackedConv2d)}) == takes
     assert plain < 0.05
     assert fast < 1.2 * plain
 
 
-def test_the_way_back_is_exact(unet: UNet) -> None:
+@SIDES
+def test_the_way_back_is_exact(unet: UNet, side: int) -> None:
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    x, t, context = inputs()
+    x, t, context = inputs(side=side)
     with torch.inference_mode():
         drawn = unet(x, t, context)
     speed_up(unet)
@@ -337,24 +345,28 @@ def in_bfloat16(*, fast: bool) -> TextToImage:
 def test_a_picture_says_what_drew_it() -> None:
     fast, kernels = drawn(in_bfloat16(fast=True))
     plain, none = drawn(in_bfloat16(fast=False))
-    assert (kernels, none) == ("compiled" if library.why_unavailable() is None else "oneDNN", "none")
+    compiled = library.why_unavailable() is None
+    assert (kernels, none) == (("compiled" if library.has_amx() else "Winograd") if compiled else "oneDNN", "none")
     assert psnr_db(fast, plain) > 35  # random weights, whose pictures are noise
 
 
-def test_pictures_do_not_depend_on_threads_or_on_what_was_drawn_before() -> None:
-    model = in_bfloat16(fast=True)
-    pictures = on_threads(lambda: drawn(model)[0])
+@SIDES
+def test_pictures_do_not_depend_on_threads_or_on_what_was_drawn_before(side: int) -> None:
+    model, size = in_bfloat16(fast=True), {"width_px": 8 * side, "height_px": 8 * side}
+    pictures = on_threads(lambda: drawn(model, **size)[0])
     drawn(model, guidance=1.0)
-    pictures.append(drawn(model)[0])
+    pictures.append(drawn(model, **size)[0])
     model.fast_form.leave()
-    pictures.append(drawn(model)[0])
+    pictures.append(drawn(model, **size)[0])
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
 
-def test_without_compiled_kernels_the_same_is_drawn_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, _ = drawn(in_bfloat16(fast=True))
+@SIDES
+def test_without_compiled_kernels_the_same_is_drawn_by_torch(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = {"width_px": 8 * side, "height_px": 8 * side}
+    fast, _ = drawn(in_bfloat16(fast=True), **size)
     monkeypatch.setattr(library, "_library", lambda: "they were not compiled")
-    other, kernels = drawn(in_bfloat16(fast=True))
+    other, kernels = drawn(in_bfloat16(fast=True), **size)
     assert kernels == "oneDNN"
     assert psnr_db(fast, other) > 35
 
@@ -366,10 +378,11 @@ def test_nothing_of_torch_is_needed_to_compile() -> None:
     subprocess.run([sys.executable, "-I", "-c", script, folder], check=True)
 
 
-def test_weights_that_have_drawn_can_be_trained() -> None:
+@SIDES
+def test_weights_that_have_drawn_can_be_trained(side: int) -> None:
     """Whatever was laid out anew while a picture was drawn: tensors made in inference mode take no gradient."""
     model = in_bfloat16(fast=True)
-    drawn(model)
+    drawn(model, width_px=8 * side, height_px=8 * side)
     model.fast_form.leave()
     x, t, context = inputs()
     model.bundle.unet(x, t, context).square().mean().backward()

@@ -32,6 +32,9 @@ with large_tensors_mapped():
 keep_freed_memory()
 with large_tensors_mapped():
     falls["mapped inside"] = fall()
+    with large_tensors_mapped():
+        pass
+    falls["mapped around"] = fall()
 falls["kept"] = fall()
 falls["returned"] = fall(return_freed_memory)
 print(json.dumps(falls))
@@ -45,6 +48,7 @@ def test_what_becomes_of_freed_memory() -> None:
     assert 60 < falls["mapped"] < 68
     assert 60 < falls["mapped already"] < 68
     assert 60 < falls["mapped inside"] < 68
+    assert 60 < falls["mapped around"] < 68
     assert falls["kept"] < 4
     assert falls["returned"] > 60
 
