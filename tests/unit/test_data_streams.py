@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,29 @@ def test_latents_from_a_stream_equal_those_from_a_cache(tmp_path: Path) -> None:
             mean, _ = vae.encode(to_float(stream.batch([item])))
         torch.testing.assert_close(streamed.mean(item), mean[0], rtol=2e-3, atol=2e-3)  # float16
         assert torch.equal(streamed.mean(item), cached.mean(item))
+
+
+def test_in_bfloat16_latents_are_those_of_float32_but_for_rounding(tmp_path: Path) -> None:
+    """By the fast form where there is one, whose files have another name; the autoencoder stays as it is."""
+    from latentgen.kernels.library import why_unavailable
+    from latentgen.training.caches import LatentCache
+    from tests.tiny import tiny_vae
+    from tests.training.tiny_runs import VAE
+
+    records = write_set(tmp_path / "data", 6)
+    vae = tiny_vae(replace(VAE, block_out_channels=(16, 32)))
+    exact, rounded = (
+        LatentCache(records, PixelStream(records, 32), vae, tmp_path / "latents", lambda text: None, autocast=autocast)
+        for autocast in (None, torch.bfloat16)
+    )
+    names = sorted(path.name.split("-", 4)[4] for path in (tmp_path / "latents").iterdir())
+    fast = "" if why_unavailable() else "fast-"
+    assert names == [f"bfloat16-{fast}32x32.npy", "float32-32x32.npy"]
+    for item in range(6):
+        error = (rounded.mean(item) - exact.mean(item)).norm() / exact.mean(item).norm()
+        assert 1e-4 < error < 0.03
+    assert {weight.dtype for weight in vae.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in vae.parameters()} == {torch.float32}
 
 
 def test_caches_are_named_after_all_they_come_from(tmp_path: Path) -> None:
