@@ -16,8 +16,9 @@ _BLOCK = 64
 def lay_out(weight: Tensor) -> Tensor:
     """(Cout, Cin, 3, 3) -> (9 Cin Cout,): of 64 kernels after the other (Cin, 9, 64), of the last ones fewer."""
     kernels, whole = weight.flatten(1), len(weight) // _BLOCK * _BLOCK
-    blocks = kernels[:whole].unflatten(0, (-1, _BLOCK)).transpose(1, 2)
-    return torch.cat([blocks.flatten(), kernels[whole:].t().flatten()])
+    blocks = kernels[:whole].unflatten(0, (-1, _BLOCK)).transpose(1, 2).flatten()
+    # Put together only where there is something left: a large layer is not in memory once more.
+    return blocks if whole == len(weight) else torch.cat([blocks, kernels[whole:].t().flatten()])
 
 
 def lay_back(kernels: Tensor, in_channels: int) -> Tensor:
@@ -26,4 +27,5 @@ def lay_back(kernels: Tensor, in_channels: int) -> Tensor:
     whole = len(kernels) // (of_kernel * _BLOCK) * of_kernel * _BLOCK
     blocks = kernels[:whole].view(-1, of_kernel, _BLOCK).transpose(1, 2).reshape(-1, of_kernel)
     rest = kernels[whole:].view(of_kernel, -1).t()
-    return torch.cat([blocks, rest]).view(-1, in_channels, 3, 3)
+    dense = blocks if whole == len(kernels) else torch.cat([blocks, rest])
+    return dense.view(-1, in_channels, 3, 3)
