@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from functools import cache
 
 import torch
@@ -18,8 +17,6 @@ _FEWEST_QUERIES = 256
 """Of a run: laying out the keys and values is then a small part of it."""
 LANES = 16
 """Numbers that the kernels take at a time."""
-_own = threading.local()
-"""Of each Python thread that draws: `workspace`, the memory that its last convolution worked in."""
 _SMALLEST_FILTERED = 256
 """Pixels of a map from which on a Winograd convolution is faster: making its kernels costs as much for small ones."""
 
@@ -192,18 +189,10 @@ def winograd_convolution(
     assert out is not x, "a pixel is read after its neighbours are written"
     threads, library = torch.get_num_threads(), _called()
     sizes = (batch, height, width, into, outs)
-    workspace = _workspace(library.latentgen_winograd_workspace(*sizes, threads))
+    workspace = torch.empty(library.latentgen_winograd_workspace(*sizes, threads), dtype=torch.uint8)
     addresses = [None if each is None else each.data_ptr() for each in (x, kernels, bias, residual, out)]
     library.latentgen_winograd(*addresses, *sizes, workspace.data_ptr(), threads)
     return out
-
-
-def _workspace(size: int) -> Tensor:
-    """So many bytes, kept for the next call: some MB that the system would clear anew for every convolution."""
-    kept: Tensor | None = getattr(_own, "workspace", None)
-    if kept is None or len(kept) < size:
-        _own.workspace = kept = torch.empty(size, dtype=torch.uint8)
-    return kept
 
 
 def _layout(tokens: Tensor, width: int) -> _Layout:
