@@ -51,7 +51,7 @@ def _library() -> ctypes.CDLL | str:
     address, number = ctypes.c_void_p, ctypes.c_long
     attention.argtypes = (*(address, _Layout) * 4, *(number,) * 5, ctypes.c_float, number)
     norm.argtypes = (*(address,) * 5, *(number,) * 4, ctypes.c_float, ctypes.c_int)
-    winograd.argtypes, winograd.restype = (*(address,) * 5, *(number,) * 5, address, number), None
+    winograd.argtypes, winograd.restype = (*(address,) * 5, *(number,) * 5, ctypes.c_int, address, number), None
     workspace.argtypes, workspace.restype = (number,) * 6, number
     has_amx.argtypes = ()
     return library
@@ -147,19 +147,19 @@ def has_amx() -> bool:
     return bool(_called().latentgen_has_amx())
 
 
+def convolves(in_channels: int, out_channels: int) -> bool:
+    """Whether `winograd_convolution` is the fastest way to convolve large maps of so many channels on this machine:
+    multiples of 16, and no AMX.
+    """
+    return in_channels % LANES == out_channels % LANES == 0 and why_unavailable() is None and not has_amx()
+
+
 def can_convolve(x: Tensor, out_channels: int) -> bool:
-    """Whether `winograd_convolution` takes this and is the fastest way: bfloat16 in a CPU's memory, multiples of 16
-    channels, at least 256 pixels, and no AMX.
+    """Whether `winograd_convolution` takes this, and should: bfloat16 in a CPU's memory, at least 256 pixels, and what
+    `convolves` says.
     """
     channels, height, width = x.shape[1:]
-    return (
-        _is_fit(x)
-        and height * width >= _SMALLEST_FILTERED
-        and channels % LANES == 0
-        and out_channels % LANES == 0
-        and why_unavailable() is None
-        and not has_amx()
-    )
+    return _is_fit(x) and height * width >= _SMALLEST_FILTERED and convolves(channels, out_channels)
 
 
 def winograd_convolution(
@@ -169,18 +169,22 @@ def winograd_convolution(
     residual: Tensor | None = None,
     *,
     out: Tensor | None = None,
+    doubled: bool = False,
 ) -> Tensor:
     """The 3x3 convolution of x padded by one pixel of zeros, plus bias and residual, rounded once; out, which may be
-    the residual, is where the answer goes.
+    the residual, is where the answer goes. doubled: of x made twice as large, each pixel for 2x2.
 
-    Shapes: x (B, Cin, h, w), channels_last; kernels as `winograd.lay_out` makes them; bias (Cout,); residual and the
-    result (B, Cout, h, w), channels_last; all bfloat16. `can_convolve` says what it takes. The result is that of
-    float32 arithmetic on tiles and kernels rounded to bfloat16 after their transformation: relative error 0.003 to
-    0.004, where oneDNN's convolution has 0.002. It does not depend on the threads, nor on what else is in the batch.
+    Shapes: x (B, Cin, h, w), or half of that if it is to be doubled, channels_last; kernels as `winograd.lay_out` makes
+    them; bias (Cout,); residual and the result (B, Cout, h, w), channels_last; all bfloat16. `can_convolve` says what
+    it takes. The result is that of float32 arithmetic on tiles and kernels rounded to bfloat16 after their
+    transformation: relative error 0.003 to 0.004, where oneDNN's convolution has 0.002. It does not depend on the
+    threads, nor on what else is in the batch.
     Source: arXiv:1509.09308, section 4.1: F(2x2, 3x3), 4 products a pixel instead of 9.
     """
     batch, into, height, width = x.shape
     outs = kernels.numel() // (9 * into)
+    if doubled:
+        height, width = 2 * height, 2 * width
     if out is None:
         out = torch.empty((batch, outs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     parts = [each for each in (x, kernels, bias, residual, out) if each is not None]
@@ -191,7 +195,7 @@ def winograd_convolution(
     sizes = (batch, height, width, into, outs)
     workspace = torch.empty(library.latentgen_winograd_workspace(*sizes, threads), dtype=torch.uint8)
     addresses = [None if each is None else each.data_ptr() for each in (x, kernels, bias, residual, out)]
-    library.latentgen_winograd(*addresses, *sizes, workspace.data_ptr(), threads)
+    library.latentgen_winograd(*addresses, *sizes, doubled, workspace.data_ptr(), threads)
     return out
 
 

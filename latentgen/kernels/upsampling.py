@@ -1,8 +1,10 @@
 """A map made twice as large and then convolved, without the larger map and with less than half of the products.
 
-Where every pixel stands twice in each direction, a kernel of 3x3 meets only 2x2 different pixels, so that its columns,
-and its rows, that meet the same ones can be added up beforehand: [a, b, c] meets [p, q, q] or [p, p, q] and is
-[a, b + c] or [a + b, c]. Each of the four pixels that one pixel becomes has such a kernel: 4 products instead of 9.
+Winograd's way (`winograd.cpp`) does so by itself: 4 products a pixel, of a map that is read as if it were larger.
+Without compiled kernels, or beside AMX, oneDNN can be brought to it: where every pixel stands twice in each
+direction, a kernel of 3x3 meets only 2x2 different pixels, so that its columns, and its rows, that meet the same ones
+can be added up beforehand: [a, b, c] meets [p, q, q] or [p, p, q] and is [a, b + c] or [a + b, c]. Each of the four
+pixels that one pixel becomes has such a kernel: 4 products instead of 9.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.kernels.layers import PackedConv2d
+from latentgen.kernels.library import convolves, winograd_convolution
+from latentgen.kernels.winograd import lay_back, lay_out
 from latentgen.models.layers import Upsample
 
 _PLACES = tuple(itertools.product((0, 1), repeat=2))
@@ -26,8 +30,31 @@ _CHANNELS_AT_A_TIME = 64
 """Whose weights are added up together, in float32: a whole layer of SD's would take 59 MB for that, several times."""
 
 
+class WinogradUpsample(nn.Module):
+    """`Upsample` in bfloat16, by Winograd's way; in another precision it is the layer itself."""
+
+    def __init__(self, layer: Upsample) -> None:
+        """The layer is not used afterwards: its weights are taken out of it."""
+        super().__init__()
+        conv = layer.conv
+        self.in_channels, self.bias = conv.in_channels, conv.bias
+        self.kernels = lay_out(conv.weight.data)
+        conv.weight.data = conv.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2h, 2w), channels_last."""
+        if x.dtype != torch.bfloat16:
+            return self.plain().to(x.dtype)(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return winograd_convolution(x, self.kernels, self.bias, doubled=True)
+
+    def plain(self) -> Upsample:
+        """The layer with its very weights."""
+        return _upsample(lay_back(self.kernels, self.in_channels), self.bias)
+
+
 class FastUpsample(nn.Module):
-    """`Upsample` in bfloat16, by one convolution of the smaller map; in another precision it is the layer itself.
+    """`Upsample` in bfloat16, by one convolution of the smaller map by oneDNN; in another precision the layer itself.
 
     The numbers are those of `Upsample` but for one rounding of each sum of weights.
     """
@@ -65,13 +92,23 @@ class FastUpsample(nn.Module):
         weight[:, :, _LOST] = self.lost
         for place, (below, right), kernel in zip(_CORNERS, _PLACES, kernels, strict=True):
             weight[:, :, place] = kernel[:, :, below, right]
-        channels, bias = len(weight), self.to_pixels.bias
-        with torch.device("meta"):
-            layer = Upsample(channels)
-        layer.conv.weight = nn.Parameter(weight.unflatten(2, (3, 3)), requires_grad=not weight.is_inference())
-        if bias is not None:
-            layer.conv.bias = nn.Parameter(bias.data[:channels].clone(), requires_grad=not bias.is_inference())
-        return layer
+        return _upsample(weight.unflatten(2, (3, 3)), self.to_pixels.bias)
+
+
+def fast_upsample(layer: Upsample) -> WinogradUpsample | FastUpsample:
+    """The faster of both forms on this machine. The layer is not used afterwards."""
+    channels = layer.conv.in_channels
+    return WinogradUpsample(layer) if convolves(channels, channels) else FastUpsample(layer)
+
+
+def _upsample(weight: Tensor, bias: Tensor | None) -> Upsample:
+    """Of weight (C, C, 3, 3) and, if there is one, the first C numbers of bias."""
+    with torch.device("meta"):
+        layer = Upsample(len(weight))
+    layer.conv.weight = nn.Parameter(weight, requires_grad=not weight.is_inference())
+    if bias is not None:
+        layer.conv.bias = nn.Parameter(bias.data[: len(weight)].clone(), requires_grad=not bias.is_inference())
+    return layer
 
 
 def kernels_of_pixels(weight: Tensor) -> list[Tensor]:

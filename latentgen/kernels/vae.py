@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentgen.kernels.gpu import wants_channels_last
 from latentgen.kernels.layers import FastGroupNorm, PackedConv2d, exchange, why_no_onednn
 from latentgen.kernels.library import LANES, why_unavailable
-from latentgen.kernels.upsampling import FastUpsample
+from latentgen.kernels.upsampling import fast_upsample
 from latentgen.models.layers import ResnetBlock, Upsample
 from latentgen.models.vae import AutoencoderKL
 
@@ -79,7 +79,7 @@ def _fast(layer: nn.Module) -> nn.Module | None:
         case ResnetBlock():
             return FastVAEResnetBlock(layer)
         case Upsample():
-            return FastUpsample(layer)
+            return fast_upsample(layer)
         case nn.GroupNorm():
             return FastGroupNorm(layer)
         case _:

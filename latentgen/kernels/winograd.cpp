@@ -35,11 +35,12 @@ constexpr long kTasks = 4;        // of a thread at least, where there are so ma
 
 long divide_up(long value, long by) { return (value + by - 1) / by; }
 
-// x (batch, height, width, into), weights (blocks, into, 9, 64), out and residual (batch, height, width, outs).
+// x (batch, height >> shift, width >> shift, into), weights (blocks, into, 9, 64), out and residual (batch, height,
+// width, outs). With a shift of 1 every pixel of x stands for 2x2.
 struct Map {
   const bf16 *x, *weights, *bias, *residual;
   bf16* out;
-  long batch, height, width, into, outs;
+  long batch, height, width, into, outs, shift;
   long rows() const { return (height + 1) / 2; }
   long columns() const { return (width + 1) / 2; }
   long tiles() const { return batch * rows() * columns(); }
@@ -85,7 +86,8 @@ TARGET void read_tile(const Map& map, long index, bf16* to) {
   for (int i = 0; i < kPlaces; ++i) {
     const long y = tile.y + i / 4 - 1, x = tile.x + i % 4 - 1;
     const bool inside = y >= 0 && y < map.height && x >= 0 && x < map.width;
-    pixels[i] = inside ? map.x + ((tile.b * map.height + y) * map.width + x) * map.into : nullptr;
+    const long row = tile.b * (map.height >> map.shift) + (y >> map.shift);
+    pixels[i] = inside ? map.x + (row * (map.width >> map.shift) + (x >> map.shift)) * map.into : nullptr;
   }
   for (long c = 0; c < map.into; c += kLanes) {
     __m512 d[kPlaces];
@@ -214,16 +216,17 @@ int latentgen_has_amx() {
 
 // Bytes of workspace, which must begin at a multiple of 64.
 long latentgen_winograd_workspace(long batch, long height, long width, long into, long outs, long threads) {
-  const Map map = {nullptr, nullptr, nullptr, nullptr, nullptr, batch, height, width, into, outs};
+  const Map map = {nullptr, nullptr, nullptr, nullptr, nullptr, batch, height, width, into, outs, 0};
   return map.u_bytes() + (map.keeps_v() ? 1 : threads) * map.v_bytes() + threads * map.m_bytes();
 }
 
 // x (batch, height, width, into), weights: 64 kernels (the last ones fewer) after the other, (into, 9, 64) each; bias
 // (outs) or null, residual or null and out (batch, height, width, outs); all bfloat16. One pixel of zeros is around x.
-// Channels are multiples of 16.
+// Channels are multiples of 16. doubled: x (batch, height / 2, width / 2, into), each of whose pixels counts as 2x2.
 void latentgen_winograd(const bf16* x, const bf16* weights, const bf16* bias, const bf16* residual, bf16* out,
-                        long batch, long height, long width, long into, long outs, char* workspace, long threads) {
-  const Map map = {x, weights, bias, residual, out, batch, height, width, into, outs};
+                        long batch, long height, long width, long into, long outs, int doubled,
+                        char* workspace, long threads) {
+  const Map map = {x, weights, bias, residual, out, batch, height, width, into, outs, doubled};
   const long tiles = map.tiles(), groups = map.groups(), together = map.blocks_at_a_time();
   const bool keeps = map.keeps_v();
   bf16* const u = reinterpret_cast<bf16*>(workspace);

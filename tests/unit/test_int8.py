@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.errors import InputError
-from latentgen.kernels import int8, library
+from latentgen.kernels import int8, library, upsampling
 from latentgen.kernels.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, quantize, quantize_weight, why_not_int8
 from latentgen.kernels.layers import FastCrossAttention, FastGEGLU, FastResnetBlock, PackedConv2d, PackedLinear
 from latentgen.kernels.unet import FastForm
@@ -131,8 +131,11 @@ def test_a_convolution(stride: int, side: int) -> None:
 
 @runs_here
 @pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("winograd", [False, True])
 @torch.inference_mode()
-def test_the_form_is_near_and_its_way_back_exact(linear: bool) -> None:
+def test_the_form_is_near_and_its_way_back_exact(linear: bool, winograd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not winograd:
+        monkeypatch.setattr(upsampling, "convolves", lambda into, outs: False)
     unet = tiny_unet(replace(TINY_UNET, use_linear_projection=linear)).bfloat16()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     x = bf16(2, 4, 8, 8).to(memory_format=torch.channels_last)

@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from latentgen.kernels import upsampling
-from latentgen.kernels.layers import PackedConv2d
-from latentgen.kernels.upsampling import FastUpsample, kernels_of_pixels
+from latentgen.kernels.library import winograd_convolution
+from latentgen.kernels.upsampling import FastUpsample, WinogradUpsample, fast_upsample, kernels_of_pixels
+from latentgen.kernels.winograd import lay_out
 from latentgen.models.layers import Upsample
-from tests.unit.test_kernels import bf16, on_threads, relative_error
+from tests.unit.test_kernels import bf16, on_threads, relative_error, runs_here
+
+Form = type[FastUpsample] | type[WinogradUpsample]
+FORMS = pytest.mark.parametrize("form", [FastUpsample, pytest.param(WinogradUpsample, marks=runs_here)])
 
 
 def upsample(channels: int = 32) -> Upsample:
@@ -32,20 +36,21 @@ def test_four_small_kernels_are_the_large_one_after_doubling() -> None:
     assert torch.equal(bottom_right[:, :, 1:, 1:], expected[:, :, 1::2, 1::2])
 
 
+@FORMS
 @pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 4), (1, 3), (1, 1)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_it_errs_by_no_more_than_rounding_sums_of_weights_makes_it(
-    size: tuple[int, int], layout: torch.memory_format
+def test_it_errs_by_no_more_than_rounding_what_is_multiplied_makes_it(
+    form: Form, size: tuple[int, int], layout: torch.memory_format
 ) -> None:
     layer = upsample()
     exact = Upsample(32).double()
     exact.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
     x = bf16(2, 32, *size).to(memory_format=layout)
-    fast = FastUpsample(layer)
+    fast = form(layer)
     with torch.inference_mode():
         results = on_threads(lambda: fast(x))
         alone = torch.cat([fast(x[:1]), fast(x[1:])])
-        assert relative_error(results[0], exact(x.double())) < 0.003
+        assert relative_error(results[0], exact(x.double())) < 0.005
     assert results[0].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.equal(alone, results[0])
@@ -77,11 +82,29 @@ def test_rows_of_a_large_map_come_as_they_do_together(monkeypatch: pytest.Monkey
             assert torch.equal(fast(x), whole)
 
 
-def test_the_way_back_is_the_layer_itself_and_it_can_be_trained() -> None:
+@runs_here
+def test_winograds_way_is_that_of_the_doubled_map_to_the_bit() -> None:
+    layer = upsample(48)
+    x, kernels = bf16(2, 48, 7, 10).to(memory_format=torch.channels_last), lay_out(layer.conv.weight.data)
+    with torch.inference_mode():
+        doubled = (
+            x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3).contiguous(memory_format=torch.channels_last)
+        )
+        expected = winograd_convolution(doubled, kernels, layer.conv.bias)
+        assert torch.equal(WinogradUpsample(layer)(x), expected)
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_it_goes_winograds_way_where_that_is_possible(possible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upsampling, "convolves", lambda into, outs: possible)
+    assert isinstance(fast_upsample(upsample()), WinogradUpsample if possible else FastUpsample)
+
+
+@FORMS
+def test_the_way_back_is_the_layer_itself_and_it_can_be_trained(form: Form) -> None:
     layer = upsample()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    fast = FastUpsample(layer)
-    assert isinstance(fast.to_pixels, PackedConv2d)
+    fast = form(layer)
     with torch.inference_mode():
         fast(bf16(1, 32, 4, 4))
     plain = fast.plain()
@@ -93,9 +116,10 @@ def test_the_way_back_is_the_layer_itself_and_it_can_be_trained() -> None:
     assert plain.conv.bias.grad is not None
 
 
-def test_in_float32_it_is_the_layer_itself() -> None:
+@FORMS
+def test_in_float32_it_is_the_layer_itself(form: Form) -> None:
     layer, x = upsample().float(), bf16(1, 32, 5, 6).float()
     with torch.inference_mode():
         expected = layer(x)
-        fast = FastUpsample(layer.bfloat16())
+        fast = form(layer.bfloat16())
         assert torch.equal(fast.float()(x), expected)
