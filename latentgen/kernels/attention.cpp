@@ -52,14 +52,6 @@ struct Scratch {
   }
 };
 
-INLINE __m512bh load(const bf16* p) { return (__m512bh)_mm512_load_si512(p); }
-
-INLINE __m512bh broadcast_pair(const bf16* p) {
-  int pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return (__m512bh)_mm512_set1_epi32(pair);
-}
-
 // Keys (M, D) -> [M / 16][D / 2][16][2]: the pairs that one instruction multiplies lie beside each other.
 void pack_keys(Rows keys, long count, long padded, long channels, bf16* packed) {
   for (long m = 0; m < padded; ++m) {

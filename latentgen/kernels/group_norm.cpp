@@ -80,7 +80,7 @@ TARGET void apply_run(const Map& map, long b, long run, const float* factor, con
     for (long c = 0; c < map.channels; c += kLanes) {
       __m512 value = _mm512_fmadd_ps(widen(map.x + at + c), _mm512_loadu_ps(factor + c), _mm512_loadu_ps(shift + c));
       if (Silu) value = silu(value);
-      _mm256_storeu_si256((__m256i*)(out + at + c), (__m256i)_mm512_cvtneps_pbh(value));
+      store(out + at + c, value);
     }
   }
 }

@@ -41,10 +41,10 @@ def is_fast(vae: AutoencoderKL) -> bool:
     return any(isinstance(module, FastVAEResnetBlock) for module in vae.modules())
 
 
-def why_not_fast_vae(vae: AutoencoderKL) -> str | None:
-    """Why `speed_up_vae` leaves this autoencoder as it is; None if it does not."""
+def why_not_fast_vae(vae: AutoencoderKL, dtype: torch.dtype | None = None) -> str | None:
+    """Why `speed_up_vae` leaves this autoencoder as it is; None if it does not. dtype: as if it were of this one."""
     parameter = next(vae.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16:
+    if parameter.device.type != "cpu" or (dtype or parameter.dtype) != torch.bfloat16:
         return "it is for bfloat16 on a CPU"
     norms = [module for module in vae.modules() if isinstance(module, nn.GroupNorm)]
     if any(norm.num_channels % LANES for norm in norms):
@@ -55,7 +55,8 @@ def why_not_fast_vae(vae: AutoencoderKL) -> str | None:
 def speed_up_vae(vae: AutoencoderKL) -> None:
     """Take up the fast form where there is one, in place and for good.
 
-    It can then be called without gradients only. The names of its parameters are no longer those of diffusers.
+    It can then be called without gradients only. It has no state dict of diffusers' names any more: the convolutions'
+    weights are no parameters.
     """
     if is_fast(vae) or why_not_fast_vae(vae) is not None:
         return
@@ -65,7 +66,8 @@ def speed_up_vae(vae: AutoencoderKL) -> None:
 
 def lay_out(vae: AutoencoderKL, dtype: torch.dtype) -> None:
     """Parameters of this precision, in place, in the layout of its form: in float32 the fast form computes as the plain
-    one does. Not in inference mode, where parameters that can never be trained would be made.
+    one does, of packed weights that stay in bfloat16. Not in inference mode, where parameters that can never be trained
+    would be made.
     """
     fast = is_fast(vae) and dtype == torch.bfloat16
     on_gpu = wants_channels_last(next(vae.parameters()).device, dtype)

@@ -68,8 +68,6 @@ struct Tile {
         x(index % map.columns() * 2) {}
 };
 
-INLINE void store(bf16* to, __m512 value) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(value)); }
-
 // B^T d of four vectors, d 4x4 at `stride`.
 INLINE void transform_input(__m512* d, int stride) {
   const __m512 a = d[0], b = d[stride], c = d[2 * stride], e = d[3 * stride];
@@ -142,11 +140,9 @@ INLINE void multiply(const bf16* v, const bf16* u, long into, float* m) {
     for (auto& each : row) each = _mm512_setzero_ps();
   for (long c = 0; c < into; c += 2) {
     __m512bh kernel[Registers];
-    for (int j = 0; j < Registers; ++j) kernel[j] = (__m512bh)_mm512_load_si512(u + (c * Registers + 2 * j) * kLanes);
+    for (int j = 0; j < Registers; ++j) kernel[j] = load(u + (c * Registers + 2 * j) * kLanes);
     for (int i = 0; i < kTiles; ++i) {
-      int pair;
-      std::memcpy(&pair, v + i * into + c, sizeof pair);
-      const __m512bh pixel = (__m512bh)_mm512_set1_epi32(pair);
+      const __m512bh pixel = broadcast_pair(v + i * into + c);
       for (int j = 0; j < Registers; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pixel, kernel[j]);
     }
   }
