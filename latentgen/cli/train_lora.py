@@ -17,6 +17,8 @@ from latentgen.cli.train_noise import (
     Cache,
     CaptionDropout,
     GradientCheckpointing,
+    LogitMean,
+    LogitStd,
     MinSNRGamma,
     NoiseOffset,
     SamplePrompts,
@@ -75,6 +77,8 @@ def train_lora(
     caption_dropout: CaptionDropout = 0.0,
     noise_offset: NoiseOffset = 0.0,
     timestep_sampling: TimestepSampling = "uniform",
+    logit_mean: LogitMean = None,
+    logit_std: LogitStd = None,
     min_snr_gamma: MinSNRGamma = None,
     gradient_checkpointing: GradientCheckpointing = False,
     validation_pictures: ValidationPictures = None,
@@ -92,6 +96,8 @@ def train_lora(
         caption_dropout=caption_dropout,
         noise_offset=noise_offset,
         timestep_sampling=timestep_sampling,
+        logit_mean=logit_mean,
+        logit_std=logit_std,
         min_snr_gamma=min_snr_gamma,
     )
     if alpha is not None and not 0 < alpha < math.inf:

@@ -22,6 +22,16 @@ CaptionDropout = Annotated[
 TimestepSampling = Annotated[
     str, typer.Option("--timestep-sampling", rich_help_panel=NOISE, help="uniform or logit-normal.")
 ]
+LogitMean = Annotated[
+    float | None,
+    typer.Option(
+        "--logit-mean", rich_help_panel=NOISE, help="Mean of logit-normal timesteps: above 0 more noise (default: 0)."
+    ),
+]
+LogitStd = Annotated[
+    float | None,
+    typer.Option("--logit-std", rich_help_panel=NOISE, help="Standard deviation of logit-normal timesteps (1)."),
+]
 MinSNRGamma = Annotated[
     float | None,
     typer.Option("--min-snr-gamma", "--snr-gamma", rich_help_panel=NOISE, help="Min-SNR weighting; 5 is usual."),
@@ -53,7 +63,13 @@ Cache = Annotated[
 
 
 def objective_settings(
-    *, caption_dropout: float, noise_offset: float, timestep_sampling: str, min_snr_gamma: float | None
+    *,
+    caption_dropout: float,
+    noise_offset: float,
+    timestep_sampling: str,
+    logit_mean: float | None,
+    logit_std: float | None,
+    min_snr_gamma: float | None,
 ) -> dict[str, Any]:
     """The fields of `UNetObjectiveConfig`. Raises InputError naming the option that is out of range."""
     if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
@@ -62,9 +78,19 @@ def objective_settings(
         )
     if noise_offset == math.inf:
         raise InputError(f"--noise-offset {noise_offset} must be finite", hint="0.05 is usual")
+    sampling = one_of("--timestep-sampling", timestep_sampling, ("uniform", "logit-normal"))
+    if sampling == "uniform" and (logit_mean, logit_std) != (None, None):
+        hint = "add --timestep-sampling logit-normal"
+        raise InputError("--logit-mean and --logit-std are of logit-normal timesteps", hint=hint)
+    if logit_mean is not None and not math.isfinite(logit_mean):
+        raise InputError(f"--logit-mean {logit_mean} must be finite", hint="-1 to 1 is usual")
+    if logit_std is not None and not 0 < logit_std < math.inf:
+        raise InputError(f"--logit-std {logit_std} must be positive and finite", hint="1 is usual")
     return {
         "caption_dropout": caption_dropout,
-        "timestep_sampling": one_of("--timestep-sampling", timestep_sampling, ("uniform", "logit-normal")),
+        "timestep_sampling": sampling,
+        "logit_mean": 0.0 if logit_mean is None else logit_mean,
+        "logit_std": 1.0 if logit_std is None else logit_std,
         "min_snr_gamma": min_snr_gamma,
         "noise_offset": noise_offset,
     }

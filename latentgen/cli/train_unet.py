@@ -14,6 +14,8 @@ from latentgen.cli.train_noise import (
     Cache,
     CaptionDropout,
     GradientCheckpointing,
+    LogitMean,
+    LogitStd,
     MinSNRGamma,
     NoiseOffset,
     SamplePrompts,
@@ -85,6 +87,8 @@ def train_unet(
     caption_dropout: CaptionDropout = 0.1,
     noise_offset: NoiseOffset = 0.0,
     timestep_sampling: TimestepSampling = "uniform",
+    logit_mean: LogitMean = None,
+    logit_std: LogitStd = None,
     min_snr_gamma: MinSNRGamma = None,
     align: Align = None,
     align_weight: AlignWeight = DEFAULT_WEIGHT,
@@ -108,6 +112,8 @@ def train_unet(
         caption_dropout=caption_dropout,
         noise_offset=noise_offset,
         timestep_sampling=timestep_sampling,
+        logit_mean=logit_mean,
+        logit_std=logit_std,
         min_snr_gamma=min_snr_gamma,
     )
     process_settings: dict[str, Any] = {

@@ -42,7 +42,11 @@ class UNetObjectiveConfig:
     caption_dropout: float = 0.1
     """Share of samples trained on the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
     timestep_sampling: TimestepSampling = "uniform"
-    """uniform, or logit-normal(0, 1) in t/T: more of the middle (arXiv:2403.03206, section 3.1)."""
+    """uniform, or logit-normal in t/T: more of the middle (arXiv:2403.03206, section 3.1)."""
+    logit_mean: float = 0.0
+    """Mean of logit(t/T), of logit-normal timesteps: above 0 more noise, below 0 less."""
+    logit_std: float = 1.0
+    """Its standard deviation."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv:2303.09556); None: plain MSE."""
     noise_offset: float = 0.0
@@ -111,12 +115,17 @@ class UNetObjective:
         return sample_order([shapes[item] for item in self._trained], seed, samples_per_step)
 
     def describe(self) -> Mapping[str, Any]:
+        settings = asdict(self.config)
+        # Runs of before these two were options have them not.
+        for name in ("logit_mean", "logit_std"):
+            if settings[name] == getattr(UNetObjectiveConfig(), name):
+                del settings[name]
         return {
             "objective": "unet",
             "unet": asdict(self._network.config),
             "diffusion": asdict(self.diffusion),
             "validation_pictures": len(self.validation),
-            **asdict(self.config),
+            **settings,
             **self.identity,
         }
 
@@ -143,7 +152,8 @@ class UNetObjective:
         """
         u = (0.5 + draw.index * GOLDEN_RATIO) % 1.0
         if self.config.timestep_sampling == "logit-normal":
-            u = float(torch.sigmoid(torch.special.ndtri(torch.tensor(u, dtype=torch.float64))))
+            normal = torch.special.ndtri(torch.tensor(u, dtype=torch.float64))
+            u = float(torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal))
         return min(int(u * self.schedule.num_timesteps), self.schedule.num_timesteps - 1)
 
     def loss(self, network: Predict, batch: UNetBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -19,6 +19,7 @@ from tests.training.tiny_runs import write_pictures
 
 QUICK = ("--batch-size", "2", "--max-steps", "2", "--warmup", "1", "--threads", "1")
 MERGES = str(TINY_MODEL.text_encoder.vocab_size - 514)
+LOGIT_NORMAL = ("--timestep-sampling", "logit-normal")
 
 
 @pytest.fixture
@@ -263,6 +264,9 @@ def test_bad_options(command: str, arguments: tuple[str, str], says: str, cli: C
         ("train-vae", ("--init", "m", "--channels", "16,32"), "--channels and --latent-channels are --init's own"),
         ("train-clip", ("--merges", "50000"), "'--merges'"),
         ("train-unet", ("--timestep-sampling", "even"), "--timestep-sampling even is not one of uniform, logit-normal"),
+        ("train-unet", ("--logit-mean", "0.5"), "--logit-mean and --logit-std are of logit-normal timesteps"),
+        ("train-unet", (*LOGIT_NORMAL, "--logit-mean", "inf"), "--logit-mean inf must be finite"),
+        ("train-unet", (*LOGIT_NORMAL, "--logit-std", "0"), "--logit-std 0.0 must be positive and finite"),
         ("train-unet", ("--prediction-type", "x0"), "--prediction-type x0 is not one of epsilon, v_prediction, sample"),
         ("train-unet", ("--min-snr-gamma", "0"), "--min-snr-gamma 0.0 must be positive"),
         ("train-unet", ("--caption-dropout", "2"), "'--caption-dropout'"),

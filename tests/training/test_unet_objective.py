@@ -56,13 +56,15 @@ def test_timesteps_cover_the_range_evenly(tiny_data: TinyData) -> None:
         assert int(of_batch.diff().max() if len(of_batch) == 32 else 0) <= 1000 * 3 // 32
 
 
-def test_logit_normal_timesteps(tiny_data: TinyData) -> None:
-    """arXiv:2403.03206, section 3.1: logit(t / T) is standard normal."""
-    objective = tiny_data.unet(config=UNetObjectiveConfig(timestep_sampling="logit-normal"))
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.4, 1.0), (-0.5, 0.7)])
+def test_logit_normal_timesteps(tiny_data: TinyData, mean: float, std: float) -> None:
+    """arXiv:2403.03206, section 3.1: logit(t / T) is normal."""
+    config = UNetObjectiveConfig(timestep_sampling="logit-normal", logit_mean=mean, logit_std=std)
+    objective = tiny_data.unet(config=config)
     t = torch.tensor([objective.timestep(draw) for draw in draws(range(2000))], dtype=torch.float64)
     logits = torch.logit((t + 0.5) / 1000)
-    assert float(logits.mean()) == pytest.approx(0, abs=0.02)
-    assert float(logits.std()) == pytest.approx(1, abs=0.02)
+    assert float(logits.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(logits.std()) == pytest.approx(std, abs=0.02)
 
 
 def test_unet_loss_is_the_error_of_the_noise(tiny_data: TinyData) -> None:
