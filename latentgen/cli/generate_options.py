@@ -138,7 +138,7 @@ class DrawingOptions:
         typer.Option(
             "--clip-skip",
             rich_help_panel=DRAWING,
-            help="Text encoder layer from the end: 1 the last, 2 the one before. Default: the model's.",
+            help="Text encoder layer: 1 the one that the model reads (default), 2 the one before.",
         ),
     ] = None
     width: Annotated[

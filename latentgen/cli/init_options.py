@@ -92,7 +92,8 @@ class InitOptions:
             "--mask",
             metavar="FILE",
             rich_help_panel=INIT,
-            help="White is redrawn, the rest stays exact; as large as the picture. 'alpha': its transparent part.",
+            help="White is redrawn, the rest stays but for the seam of --mask-blur; as large as the picture. "
+            "'alpha': its transparent part.",
         ),
     ] = None
     invert_mask: Annotated[

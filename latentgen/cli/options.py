@@ -152,4 +152,6 @@ Json = Annotated[
 ]
 NoProgress = Annotated[bool, typer.Option("--no-progress", rich_help_panel=WORDS, help="No progress bar.")]
 
-PicturePath = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG, JPEG or WebP that latentgen made.")]
+PicturePath = Annotated[
+    Path, typer.Argument(metavar="PICTURE", help="A PNG, JPEG or WebP with settings in it, ours or others'.")
+]

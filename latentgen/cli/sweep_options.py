@@ -22,7 +22,7 @@ class WildcardOptions:
             metavar="FOLDER",
             rich_help_panel=DRAWING,
             help="Where __animal__ in a prompt is looked up: a line of animal.txt, chosen by the picture's seed, as"
-            " one of {red|blue} is. Default: wildcards/ beside the prompt file, or here.",
+            " one of {red|blue} is. Default: wildcards/ beside the prompt file, here, or in the data folder.",
         ),
     ] = None
     combinatorial: Annotated[
