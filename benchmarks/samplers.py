@@ -44,7 +44,7 @@ def table(betas: BetaSchedule, schedule: str | None, steps: Sequence[int]) -> st
     header = ["sampler", "schedule", "looks a step", *(f"{n} steps" for n in steps)]
     rows = [header, ["---"] * len(header)]
     for entry in SAMPLERS.values():
-        name = schedule or (entry.schedule if own == "leading" else None) or own
+        name = schedule or (entry.schedule if own == "leading" else own)
         errors = [spread_error(entry.name, model.inference_sigmas(n, name).double()) for n in steps]
         rows.append([entry.name, name, str(entry.evaluations_per_step), *(f"{error:+.1%}" for error in errors)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

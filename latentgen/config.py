@@ -170,6 +170,13 @@ class DiffusionConfig:
                 "undefined there; use v_prediction or sample"
             )
 
+    @property
+    def usual_schedule(self) -> str:
+        """Where to take steps if nobody says: karras, which would take most of them above any sigma that matters where
+        the noise levels go into the thousands."""
+        is_endless = self.rescale_betas_zero_snr or self.beta_schedule == "squaredcos_cap_v2"
+        return "trailing" if is_endless else "karras"
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:

@@ -226,7 +226,7 @@ def write_scheduler(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
-def read_defaults(path: Path, size_px: int, content: Content = None) -> GenerationDefaults:
+def read_defaults(path: Path, size_px: int, diffusion: DiffusionConfig, content: Content = None) -> GenerationDefaults:
     """What `model_index.json` says of drawing under `_latentgen`, or `size_px` squared and our usual settings."""
     file = ConfigFile(path, content)
     name = file.get("_class_name", "")
@@ -234,12 +234,12 @@ def read_defaults(path: Path, size_px: int, content: Content = None) -> Generati
         raise ModelLoadError(
             f"{path}: the model is a {shown(name)}", hint="only Stable Diffusion 1.x and 2.x can be used"
         )
-    return _drawing_defaults(file, size_px)
+    return _drawing_defaults(file, size_px, diffusion)
 
 
-def read_run_defaults(path: Path, size_px: int) -> GenerationDefaults:
+def read_run_defaults(path: Path, size_px: int, diffusion: DiffusionConfig) -> GenerationDefaults:
     """The same out of a training run's `defaults.json`."""
-    return _drawing_defaults(ConfigFile(path), size_px)
+    return _drawing_defaults(ConfigFile(path), size_px, diffusion)
 
 
 def write_run_defaults(defaults: GenerationDefaults) -> dict[str, Any]:
@@ -247,12 +247,12 @@ def write_run_defaults(defaults: GenerationDefaults) -> dict[str, Any]:
     return {"_latentgen": asdict(defaults)}
 
 
-def _drawing_defaults(file: ConfigFile, size_px: int) -> GenerationDefaults:
+def _drawing_defaults(file: ConfigFile, size_px: int, diffusion: DiffusionConfig) -> GenerationDefaults:
     content = file.get("_latentgen", {})
     types = {field.name: cast(str, field.type) for field in fields(GenerationDefaults)}
     if not isinstance(content, dict) or set(content) - set(types):
         raise file.wrong("_latentgen", f"only {', '.join(types)} are known")
-    values = {"width_px": size_px, "height_px": size_px, **content}
+    values = {"width_px": size_px, "height_px": size_px, "schedule": diffusion.usual_schedule, **content}
     accepted = {
         "int": is_int,
         "float": lambda v: is_int(v) or isinstance(v, float),

@@ -62,13 +62,14 @@ def read_config(path: Path) -> ModelConfig:
         raise ModelLoadError(f"{folder} is not a model folder: it has no {INDEX}", hint=hint)
     unet = read_unet(folder / "unet" / CONFIG)
     vae = read_vae(folder / "vae" / CONFIG)
+    diffusion = read_scheduler(folder / SCHEDULER)
     try:
         return ModelConfig(
             unet=unet,
             vae=vae,
             text_encoder=read_text_encoder(folder / "text_encoder" / CONFIG),
-            diffusion=read_scheduler(folder / SCHEDULER),
-            defaults=read_defaults(folder / INDEX, unet.sample_size * vae.downscale),
+            diffusion=diffusion,
+            defaults=read_defaults(folder / INDEX, unet.sample_size * vae.downscale, diffusion),
         )
     except ConfigError as error:
         raise ModelLoadError(f"{folder}: {error.message}", hint="its parts belong to different models") from None
@@ -107,11 +108,12 @@ def find_defaults(folder: Path, size_px: int) -> GenerationDefaults:
     """What a model or a run's `model/` says of drawing; `size_px` squared and our usual settings if nothing."""
     if folder.is_file():
         return read_single_config(folder).defaults
+    diffusion = read_diffusion(folder)
     if (folder / INDEX).exists():
-        return read_defaults(folder / INDEX, size_px)
+        return read_defaults(folder / INDEX, size_px, diffusion)
     if (folder / RUN_DEFAULTS).exists():
-        return read_run_defaults(folder / RUN_DEFAULTS, size_px)
-    return GenerationDefaults(size_px, size_px)
+        return read_run_defaults(folder / RUN_DEFAULTS, size_px, diffusion)
+    return GenerationDefaults(size_px, size_px, schedule=diffusion.usual_schedule)
 
 
 def check_folder(folder: Path) -> None:

@@ -114,7 +114,11 @@ class SingleFile:
             config = _published_config(shapes, stated or _likely_prediction_type(header, path), path)
             known = stated is not None
             if "ztsnr" in shapes and config.diffusion.prediction_type == "v_prediction":
-                config = replace(config, diffusion=replace(config.diffusion, rescale_betas_zero_snr=True))
+                diffusion = replace(
+                    config.diffusion, rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=0
+                )
+                defaults = replace(config.defaults, schedule=diffusion.usual_schedule)
+                config = replace(config, diffusion=diffusion, defaults=defaults)
         return cls(path, header, config, find_text_form(shapes), known)
 
     def names(self) -> dict[Literal["unet", "vae", "text_encoder"], dict[str, str]]:
@@ -269,13 +273,14 @@ def _written_config(header: Header, path: Path) -> ModelConfig | None:
         return None
     objects = {key: _written_object(header, path, key) for key in ("unet", "vae", "text_encoder", "scheduler", "index")}
     unet, vae = read_unet(path, objects["unet"]), read_vae(path, objects["vae"])
+    diffusion = read_scheduler(path, objects["scheduler"])
     try:
         return ModelConfig(
             unet=unet,
             vae=vae,
             text_encoder=read_text_encoder(path, objects["text_encoder"]),
-            diffusion=read_scheduler(path, objects["scheduler"]),
-            defaults=read_defaults(path, unet.sample_size * vae.downscale, objects["index"]),
+            diffusion=diffusion,
+            defaults=read_defaults(path, unet.sample_size * vae.downscale, diffusion, objects["index"]),
         )
     except ConfigError as error:
         raise ModelLoadError(f"{path}: {error.message}", hint="convert the model again") from None

@@ -88,12 +88,12 @@ def _plain(settings: ForeignSettings) -> dict[str, Any]:
 
 def _walk(settings: ForeignSettings, remarks: list[str]) -> dict[str, Any]:
     """Sampler, schedule and eta."""
-    from latentgen.images.foreign_names import AUTOMATIC, UNIFORM
+    from latentgen.images.foreign_names import AUTOMATIC
 
     sampler, carried = _known(settings.sampler, resolve_sampler, "sampler", remarks) or (None, None)
     schedule = carried
     if carried is None and settings.schedule == AUTOMATIC:
-        schedule = None if sampler is None else SAMPLERS[sampler].schedule or UNIFORM
+        schedule = None if sampler is None else SAMPLERS[sampler].schedule
     elif carried is None:
         schedule = _known(settings.schedule, resolve_schedule, "schedule", remarks)
     given: dict[str, Any] = {"sampler": sampler, "schedule": schedule}

@@ -145,7 +145,8 @@ def resolve_sampling(flags: Flags, config: ModelConfig) -> tuple[str, str | None
     if flags.eta and not SAMPLERS[name].accepts_eta:
         able = ", ".join(entry.name for entry in SAMPLERS.values() if entry.accepts_eta)
         raise RequestError("eta", f"{flags.eta:g} changes nothing with {name}", hint=f"it is for {able}")
-    if asked is None and carried is None and flags.sampler is not None and config.defaults.schedule == "leading":
+    has_usual_levels = config.diffusion.usual_schedule == "karras"
+    if asked is None and carried is None and flags.sampler is not None and has_usual_levels:
         return name, SAMPLERS[name].schedule  # what suits the sampler on Stable Diffusion's noise levels
     return name, asked if asked is not None else carried
 

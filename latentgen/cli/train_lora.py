@@ -135,6 +135,7 @@ def train_lora(
 
     process = start_process(config, run)
     bundle = load_model(folder, device=device_of(process))
+    shape = bundle.config  # what a network predicts is sometimes known by asking it only
     torch.manual_seed(run.seed)
     if init is None:
         network = _fresh_adapters(bundle, rank, alpha, chosen, text_encoder=train_text_encoder)

@@ -191,14 +191,18 @@ def _of_spacing(spacing: TimestepSpacing) -> Callable[[NoiseSchedule, int], Tens
 
 
 def _karras(model: NoiseSchedule, n: int) -> Tensor:
-    """EDM (arXiv:2206.00364), eq. 5: even in sigma^(1/7) between the ends of the model's own spacing."""
-    hottest, coldest = (end ** (1 / KARRAS_RHO) for end in _ends(model, n))
+    """EDM (arXiv:2206.00364), eq. 5: even in sigma^(1/7) between the ends of the model's table.
+
+    As k-diffusion, A1111, ComfyUI and diffusers' DPMSolverMultistepScheduler have it. diffusers' Euler takes the ends
+    of its timesteps, so that on SD 1.5 ten steps begin at sigma 8.4 instead of 14.6.
+    """
+    hottest, coldest = (end ** (1 / KARRAS_RHO) for end in _ends(model))
     return (hottest + torch.linspace(0, 1, n, dtype=torch.float64) * (coldest - hottest)) ** KARRAS_RHO
 
 
 def _exponential(model: NoiseSchedule, n: int) -> Tensor:
-    """Even in log sigma between the ends of the model's own spacing."""
-    hottest, coldest = _ends(model, n)
+    """Even in log sigma between the ends of the model's table."""
+    hottest, coldest = _ends(model)
     return hottest * (coldest / hottest) ** torch.linspace(0, 1, n, dtype=torch.float64)
 
 
@@ -246,10 +250,9 @@ def _align_your_steps(model: NoiseSchedule, n: int) -> Tensor:
     return known[below] * (known[below + 1] / known[below]) ** (place - below)
 
 
-def _ends(model: NoiseSchedule, n: int) -> tuple[Tensor, Tensor]:
-    """The first and the last level that the model's own spacing visits in n steps."""
-    t = model.timesteps(n, model.timestep_spacing)
-    return model.finite_sigmas[t[0]], model.finite_sigmas[t[-1]]
+def _ends(model: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """The noisiest and the cleanest level that the model was trained on."""
+    return model.finite_sigmas[-1], model.finite_sigmas[0]
 
 
 LEVELS: dict[str, Callable[[NoiseSchedule, int], Tensor]] = {

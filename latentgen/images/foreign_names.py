@@ -7,7 +7,7 @@ A word that is in neither table goes through as it is, and whoever resolves it s
 from __future__ import annotations
 
 AUTOMATIC = "Automatic"
-"""A1111's schedule type that stands for the sampler's own: `SamplerEntry.schedule`, and where that is None UNIFORM."""
+"""A1111's schedule type that stands for the sampler's own: `SamplerEntry.schedule`."""
 UNIFORM, LEADING, LINSPACE = "uniform", "leading", "linspace"
 
 _SAMPLERS = {"k_dpmpp_2": "dpmpp_2m", "k_dpmpp_2_a": "dpmpp_2s_a"}

@@ -81,8 +81,7 @@ class InitPictures:
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputError if a picture the request names is not there, is another one, or does not fit its mask."""
-        if request.init is not None:
-            self._fetch(request.init)
+        self.canvas(request)
 
     def canvas(self, request: GenerationRequest) -> Canvas | None:
         """What the request starts from; None for noise."""
@@ -115,6 +114,11 @@ class InitPictures:
         if mask is not None:
             mask = fit(255 - mask if init.invert_mask else mask, *inner)
             redrawn, opacity = mask >= MASKED, _blurred(mask, init.mask_blur_px)
+            if not redrawn.any():
+                raise InputError(
+                    f"the mask is too thin: drawn at {width_px}x{height_px}, nothing of it is left",
+                    hint="widen it, or draw at the picture's own size",
+                )
         canvas = Canvas(pixels, redrawn, opacity)
         return _grown(canvas, init.outpaint, init.mask_blur_px) if any(init.outpaint) else canvas
 

@@ -49,13 +49,17 @@ def start_from_picture(
 ) -> Start:
     """Latents (B, C, h, w) of pictures, noised to where `strength` of the run is left (SDEdit, arXiv:2108.01073).
 
-    x = latents + sigma noise at the first level that is visited; at strength 1 the noise alone, whatever the picture.
+    x = latents + sigma noise at the first level that is visited; at strength 1 the noise alone, whatever the picture,
+    in the cells that may change: the others show the network what it has to go on from, at every strength.
     redrawn (B, 1, h, w) bool: the cells that may change, None for all.
     """
     c, h, w = latents.shape[1:]
     visited = NoiseSchedule.truncate(sigmas, strength)
     noise = source.draw((c, h, w)).to(latents.device)
-    x = starting_point(noise, float(visited[0])) if strength == 1 else latents + float(visited[0]) * noise
+    x = latents + float(visited[0]) * noise
+    if strength == 1:
+        alone = starting_point(noise, float(visited[0]))
+        x = alone if redrawn is None else torch.where(redrawn, alone, x)
     constrain = unchanged if redrawn is None else holding(latents, redrawn)
     return Start(x, visited, constrain, extra)
 

@@ -35,10 +35,10 @@ class SamplerEntry:
     evaluations_per_step: int = 1
     """Times the network is asked in a step. Steps are intervals between noise levels, as in k-diffusion, A1111 and
     diffusers, so 20 steps of a sampler with 2 cost 39 evaluations: a step to 0 needs one."""
-    schedule: str | None = None
+    schedule: str = "uniform"
     """What to take with it on Stable Diffusion's noise levels: what A1111's "Automatic" does, but for unipc and lcm,
     which place their levels themselves there. With even timesteps the multistep ones extrapolate too far over the long
-    last steps. None: any, so the model's own."""
+    last steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,14 @@ SAMPLERS: dict[str, SamplerEntry] = {
             "Euler with a dial: eta 0 is deterministic, eta 1 is DDPM; for reproducing DDIM results",
             accepts_eta=True,
             stochastic=True,
+            schedule="leading",
         ),
         SamplerEntry(
             "ddpm",
             "DDPM",
             "the original ancestral process: for hundreds of steps, up to every step the model was trained on",
             stochastic=True,
+            schedule="leading",
         ),
         SamplerEntry(
             "lcm",

@@ -55,9 +55,8 @@ def plan_model(
         unet, before, defaults = _unet_of(init), read_diffusion(init), find_defaults(init, resolution)
     diffusion = _changed(before, prediction_type, beta_schedule, zero_terminal_snr)
     defaults = replace(defaults, width_px=resolution, height_px=resolution)
-    if diffusion.timestep_spacing == "trailing" != before.timestep_spacing:
-        # It now begins near pure noise: karras would spend most of its steps above any sigma that matters.
-        defaults = replace(defaults, schedule="trailing")
+    if diffusion.usual_schedule != before.usual_schedule:
+        defaults = replace(defaults, schedule=diffusion.usual_schedule)
     unet = replace(unet, sample_size=resolution // vae.downscale)
     model = ModelConfig(unet, vae, text, diffusion, defaults)
     check_unet_side(model, resolution)

@@ -66,7 +66,7 @@ def test_a1111s_names_are_understood(cli: Cli, tiny_model: Path, tmp_path: Path)
     assert cli("generate", "a", "-m", tiny_model, "--sampler", "Euler a", "-o", "a.png").code == 0
     assert cli("generate", "a", "-m", tiny_model, "--sampler", "DPM++ 2M Karras", "-o", "b.png").code == 0
     requests = requests_in(tmp_path)
-    assert requests["a.png"]["sampler"] == "euler_a"
+    assert (requests["a.png"]["sampler"], requests["a.png"]["schedule"]) == ("euler_a", "uniform")
     assert (requests["b.png"]["sampler"], requests["b.png"]["schedule"]) == ("dpmpp_2m", "karras")
 
 

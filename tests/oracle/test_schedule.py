@@ -8,7 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.schedulers import AysSchedules
 
@@ -18,12 +24,14 @@ from latentgen.diffusion.schedule import NoiseSchedule
 
 BETAS = get_args(BetaSchedule)
 SPACINGS = get_args(TimestepSpacing)
+FLOAT32_TABLE = 5e-4
+"""Theirs are float32: at t = 0 of the cosine schedule 1 - abar = 4e-5 is resolved to 3e-8, and sigma is its root."""
 
 
 def both(scheduler: Any, **settings: Any) -> tuple[NoiseSchedule, Any]:
     """Ours and diffusers' of the same settings."""
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction", **settings}
-    ours = {name: value for name, value in settings.items() if not name.startswith("use_")}
+    ours = {name: value for name, value in settings.items() if not name.startswith(("use_", "final_"))}
     return NoiseSchedule.from_config(DiffusionConfig(**ours)), scheduler(num_train_timesteps=1000, **settings)
 
 
@@ -55,19 +63,15 @@ def test_every_number_of_timesteps(spacing: TimestepSpacing, offset: int) -> Non
 
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("karras", [False, True])
 @pytest.mark.parametrize("n", [2, 10, 28])
-def test_sigmas_and_the_timesteps_they_belong_to(
-    betas: BetaSchedule, spacing: TimestepSpacing, karras: bool, n: int
-) -> None:
+def test_sigmas_and_the_timesteps_they_belong_to(betas: BetaSchedule, spacing: TimestepSpacing, n: int) -> None:
     ours, theirs = both(
         EulerDiscreteScheduler,
         beta_schedule=betas,
         timestep_spacing=spacing,
         steps_offset=1 if spacing == "leading" else 0,
-        use_karras_sigmas=karras,
     )
-    if spacing == "linspace" and not karras:
+    if spacing == "linspace":
         # diffusers' Euler takes fractional timesteps here; ours are the integers that its DDIM takes.
         wanted_t = torch.from_numpy(np.linspace(0, 999, n).round()[::-1].copy())
         table = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).sqrt()
@@ -75,34 +79,30 @@ def test_sigmas_and_the_timesteps_they_belong_to(
     else:
         theirs.set_timesteps(n)
         wanted_sigmas, wanted_t = theirs.sigmas, theirs.timesteps.double()
-    sigmas = ours.inference_sigmas(n, "karras" if karras else spacing)
+    sigmas = ours.inference_sigmas(n, spacing)
     assert sigmas.dtype == torch.float32
     assert sigmas[-1] == 0
-    # Theirs are float32: at t = 0 of the cosine schedule 1 - abar = 4e-5 is resolved to 3e-8, and sigma is its root.
-    torch.testing.assert_close(sigmas, wanted_sigmas, rtol=5e-4, atol=0)
-    t = ours.sigma_to_t(sigmas[:-1])
-    if karras:
-        # The 3e-4 of their sigma moves t by that over the slope of log sigma, at least 3e-3 a timestep.
-        torch.testing.assert_close(t, wanted_t, rtol=0, atol=0.1)
-    else:
-        assert torch.equal(t, wanted_t)
+    torch.testing.assert_close(sigmas, wanted_sigmas, rtol=FLOAT32_TABLE, atol=0)
+    assert torch.equal(ours.sigma_to_t(sigmas[:-1]), wanted_t)
 
 
 @pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("name", ["karras", "exponential"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("n", [2, 10, 28])
-def test_exponential(betas: BetaSchedule, spacing: TimestepSpacing, n: int) -> None:
-    ours, theirs = both(
-        EulerDiscreteScheduler,
-        beta_schedule=betas,
-        timestep_spacing=spacing,
-        steps_offset=1 if spacing == "leading" else 0,
-        use_exponential_sigmas=True,
-    )
+def test_karras_and_exponential(betas: BetaSchedule, name: str, spacing: TimestepSpacing, n: int) -> None:
+    """Whatever the spacing, from one end of the table to the other, as in k-diffusion and here. Fractional timesteps
+    are those of diffusers' Euler, whose levels have these ends when its timesteps do."""
+    asked = {"beta_schedule": betas, f"use_{name}_sigmas": True}
+    ours, theirs = both(DPMSolverMultistepScheduler, timestep_spacing=spacing, final_sigmas_type="zero", **asked)
+    _, euler = both(EulerDiscreteScheduler, timestep_spacing="linspace", **asked)
     theirs.set_timesteps(n)
-    sigmas = ours.inference_sigmas(n, "exponential")
-    torch.testing.assert_close(sigmas, theirs.sigmas, rtol=5e-4, atol=0)  # as above: their float32 table
-    torch.testing.assert_close(ours.sigma_to_t(sigmas[:-1]), theirs.timesteps.double(), rtol=0, atol=0.1)
+    euler.set_timesteps(n)
+    sigmas = ours.inference_sigmas(n, name)
+    torch.testing.assert_close(sigmas, theirs.sigmas, rtol=FLOAT32_TABLE, atol=0)
+    torch.testing.assert_close(sigmas, euler.sigmas, rtol=FLOAT32_TABLE, atol=0)
+    # Their sigma's error moves t by that over the slope of log sigma, at least 3e-3 a timestep.
+    torch.testing.assert_close(ours.sigma_to_t(sigmas[:-1]), euler.timesteps.double(), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("n", [2, 10, 28])

@@ -179,9 +179,11 @@ def test_published_sd21_reads_as_the_preset(tmp_path: Path) -> None:
 def test_v_prediction_and_zero_snr_are_read(tmp_path: Path) -> None:
     more = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     write_configs(sd15(tmp_path), scheduler=SD15_SCHEDULER | {"_class_name": "DDIMScheduler"} | more)
-    assert read_config(tmp_path).diffusion == DiffusionConfig(
+    config = read_config(tmp_path)
+    assert config.diffusion == DiffusionConfig(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=0
     )
+    assert config.defaults.schedule == "trailing", "of 25 karras steps 14 would lie above sigma 80"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from latentgen.checkpoints.layout import read_config
 from latentgen.checkpoints.single_file import probe_prediction_type, with_prediction_type
 from latentgen.checkpoints.single_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SingleFile
 from latentgen.config import ModelConfig
+from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.unet import UNet
@@ -132,6 +133,8 @@ def test_zero_terminal_snr_by_its_mark(tmp_path: Path) -> None:
     path = write_header(tmp_path / "model", published(SD15) | {"v_pred": (0,), "ztsnr": (0,)})
     diffusion = read_config(path).diffusion
     assert (diffusion.prediction_type, diffusion.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert (diffusion.timestep_spacing, read_config(path).defaults.schedule) == ("trailing", "trailing")
+    assert NoiseSchedule.from_config(diffusion).timesteps(25, diffusion.timestep_spacing)[0] == 999
     assert identify(path).unexpected == ()
 
 

@@ -111,21 +111,22 @@ def test_a_picture_is_noised_to_the_first_level_that_is_visited() -> None:
     assert torch.equal(alone.x, other.x), "strength 1 ignores the picture"
 
 
+@pytest.mark.parametrize("strength", [0.8, 1.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.inference_mode()
-def test_what_is_held_comes_out_as_it_went_in(sampler: str) -> None:
+def test_what_is_held_comes_out_as_it_went_in(sampler: str, strength: float) -> None:
     """With every sampler, whatever the network says; and all the way down it is the picture under noise."""
     sigmas = NoiseSchedule.from_config(TINY_MODEL.diffusion).inference_sigmas(8, "karras")
-    latents = torch.randn((1, 4, 8, 8))
+    latents = torch.randn((1, 4, 8, 8)) + 20  # so far from 0 that the picture cannot be missed beneath the noise
     redrawn = torch.zeros((1, 1, 8, 8), dtype=torch.bool)
     redrawn[..., 2:5, 3:7] = True
     source = NoiseSource([1])
-    start = start_from_picture(sigmas, source, latents, 0.8, redrawn=redrawn)
+    start = start_from_picture(sigmas, source, latents, strength, redrawn=redrawn)
     held: list[float] = []
 
     def on_step(step: Step) -> None:
         excess = (step.x - latents)[(~redrawn).expand_as(step.x)] / step.sigma
-        held.append(float(excess.std()))
+        held.append(float(excess.square().mean().sqrt()))
 
     def network(x: Tensor, sigma: Tensor) -> Tensor:
         return torch.tanh(x) * 3
@@ -137,7 +138,7 @@ def test_what_is_held_comes_out_as_it_went_in(sampler: str) -> None:
     outside = (~redrawn).expand_as(out)
     torch.testing.assert_close(out[outside], latents[outside], rtol=1e-4, atol=1e-4)
     assert (out - latents)[~outside].abs().max() > 0.5
-    assert all(0.8 < spread < 1.2 for spread in held), "192 values of standard normal noise"
+    assert all(0.8 < spread < 1.2 for spread in held), "192 values of standard normal noise, and nothing else"
 
 
 # The canvas
@@ -162,6 +163,15 @@ def test_cells_with_any_pixel_to_redraw_are_free() -> None:
     cells = canvas_of(starting_from(picture, mask), picture, mask).redrawn_cells(8)
     assert cells.shape == (1, 1, 6, 8)
     assert cells.nonzero().tolist() == [[0, 0, 1, 2]]
+
+
+def test_a_mask_that_vanishes_at_the_size_that_is_drawn_is_refused(model: TextToImage) -> None:
+    picture, mask = a_picture(384, 512), np.zeros((384, 512), np.uint8)
+    mask[:, 100] = 255
+    with pytest.raises(InputError, match="the mask is too thin: drawn at 64x48, nothing of it is left"):
+        model.generate([starting_from(picture, mask)], pictures=by_hash(picture, mask))
+    mask[:, 100:120] = 255
+    assert canvas_of(starting_from(picture, mask), picture, mask).redrawn_cells(8).any()
 
 
 def test_an_inverted_mask_is_the_mask_of_the_rest() -> None:
