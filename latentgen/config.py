@@ -208,8 +208,6 @@ class ModelConfig:
     text_encoder: TextEncoderConfig
     diffusion: DiffusionConfig
     defaults: GenerationDefaults
-    use_penultimate_layer: bool = False
-    """SD 2.x conditions on the layer before the last; its published folders drop the last layer instead."""
 
     def __post_init__(self) -> None:
         if self.unet.cross_attention_dim != self.text_encoder.hidden_size:

@@ -84,6 +84,10 @@ class InitPicture:
     """Pixels added on the left, top, right, bottom, and drawn."""
 
     def __post_init__(self) -> None:
+        _check_sha256("init-image", self.sha256)
+        if self.mask_sha256 is not None:
+            _check_sha256("mask", self.mask_sha256)
+        _check_bool("invert-mask", self.invert_mask)
         _check_float("strength", self.strength, 0.0, 1.0)
         if self.strength == 0:
             raise RequestError("strength", "0 would leave the picture as it is", hint="above 0, up to 1")
@@ -340,15 +344,25 @@ def _check_int(field: str, value: object, low: int, high: int) -> None:
     if type(value) is not int:
         raise RequestError(field, f"must be a whole number, not {value!r}")
     if not low <= value <= high:
-        raise RequestError(field, f"{_shorten(value)} is out of range", hint=f"{low} to {high}")
+        raise RequestError(field, f"{shorten(value)} is out of range", hint=f"{low} to {high}")
 
 
 def _check_float(field: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(field, f"must be a number, not {value!r}")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise RequestError(field, f"{_shorten(value)} is out of range", hint=f"{low:g} to {high:g}")
+    if not low <= value <= high or value in (math.inf, -math.inf):  # a whole number may be too large for a float
+        raise RequestError(field, f"{shorten(value)} is out of range", hint=f"{low:g} to {high:g}")
     return float(value)
+
+
+def _check_bool(field: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(field, f"must be true or false, not {value!r}")
+
+
+def _check_sha256(field: str, value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise RequestError(field, f"{value!r} is not a SHA-256", hint="64 hexadecimal digits")
 
 
 def _check_interval(value: object) -> tuple[float, float]:
@@ -366,7 +380,7 @@ def _check_name(field: str, name: object, fingerprint: object) -> None:
         raise RequestError(field, f"{name} has no fingerprint of ten hexadecimal digits")
 
 
-def _shorten(value: float) -> str:
+def shorten(value: float) -> str:
     """A number in a message, short even if somebody typed 10^300."""
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}… ({len(text)} characters)"

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentgen.checkpoints.folder import (
-    load_tokenizer,
     load_unet,
-    published_tokenizer,
     read_config,
     read_folder_part,
     write_model_folder,
@@ -46,6 +44,7 @@ from latentgen.checkpoints.single_file import (
     with_prediction_type,
     write_single_file,
 )
+from latentgen.checkpoints.tokenizers import load_tokenizer, published_tokenizer
 from latentgen.config import ModelConfig
 from latentgen.errors import InputError, ModelLoadError
 from latentgen.jsonfile import read_json

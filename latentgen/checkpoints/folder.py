@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,7 @@ from latentgen.checkpoints.diffusers_config import (
     write_vae,
 )
 from latentgen.checkpoints.hashes import sha256
+from latentgen.checkpoints.hub_cache import cached_name
 from latentgen.checkpoints.io import (
     is_finite,
     load_strict,
@@ -49,6 +50,7 @@ from latentgen.checkpoints.layout import (
     VOCABULARY,
     WEIGHTS,
     Part,
+    as_text,
     check_replaceable,
     part_folder,
     read_config,
@@ -64,11 +66,12 @@ from latentgen.checkpoints.single_file import (
     with_prediction_type,
 )
 from latentgen.checkpoints.single_layout import SingleFile
-from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, TextEncoderConfig
+from latentgen.checkpoints.tokenizers import load_tokenizer, published_tokenizer
+from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig
 from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.models.clip_text import CLIPTextModel
-from latentgen.models.tokenizer import CONTEXT_LENGTH, EOS, PUBLISHED_MERGES, Tokenizer
+from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
 from latentgen.models.unet import UNet
 from latentgen.models.vae import AutoencoderKL
 
@@ -78,11 +81,9 @@ __all__ = [
     "load_config",
     "load_model",
     "load_text_encoder",
-    "load_tokenizer",
     "load_unet",
     "load_vae",
     "predicted_type",
-    "published_tokenizer",
     "read_config",
     "read_folder_part",
     "save_clip",
@@ -95,9 +96,6 @@ __all__ = [
     "save_vocabulary",
     "write_model_folder",
 ]
-
-BASE_TOKENS = 2 * 256 + 2
-"""Entries of CLIP's vocabulary that are no merges: byte symbols, the same at the end of a word, and two specials."""
 
 FINGERPRINT_DIGITS = 10
 """Hexadecimal digits of a model's fingerprint, as many as A1111 shows."""
@@ -121,11 +119,12 @@ class ModelBundle:
 
     @property
     def name(self) -> str:
-        """The folder's own name without the path to it; a file's, without its ending."""
+        """On the hub if it lies in the hub's cache; else the folder's own name, or a file's without its ending."""
         if self.folder is None:
             return "unsaved"
-        # A file in the hub's cache is a link to one that is named after its hash.
-        return self.folder.stem if self.folder.is_file() else self.folder.resolve().name
+        if (hub_name := cached_name(self.folder)) is not None:
+            return str(hub_name)
+        return as_text(self.folder.stem if self.folder.is_file() else self.folder.resolve().name)
 
     @property
     def device(self) -> torch.device:
@@ -226,22 +225,6 @@ def load_text_encoder(
     return _build(CLIPTextModel, config, tensors, weight_files(own, "text_encoder")[0], device, dtype)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model, or of a folder that holds just it."""
-    if path.is_file():
-        return published_tokenizer(read_config(path).text_encoder)
-    return Tokenizer.from_folder(part_folder(path, "tokenizer"))
-
-
-def published_tokenizer(config: TextEncoderConfig) -> Tokenizer:
-    """The tokenizer that a single file does without: CLIP's own, or its first merges for a smaller vocabulary.
-
-    SD 2.x pads with token 0, which is `!`.
-    """
-    merges = min(config.vocab_size - BASE_TOKENS, PUBLISHED_MERGES)
-    return Tokenizer.published(merges, pad="!" if config.pad_token_id == 0 else EOS)
-
-
 def read_folder_part(own: Path, part: ModelPart, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """A part's tensors out of its folder, from all shards, under present names. Raises as `read_tensors`."""
     files = weight_files(own, part)
@@ -283,23 +266,16 @@ def save_model(
     """Write a whole model folder, in `dtype` (None: as the networks are), with its `vocabulary.json` if there is one.
 
     It is written aside and renamed, so there is never half a model. An older model in its place is replaced.
-    A model that conditions on the layer before the last is written without the last one, as SD 2.x is published.
     Raises InputError if `folder` holds anything else (`check_replaceable`), RuntimeFailure if the disk refuses or a
     number is not finite.
     """
     check_replaceable(folder)
-    config, text_encoder = bundle.config.text_encoder, _state(bundle.text_encoder, dtype)
-    if bundle.config.use_penultimate_layer:
-        config = replace(config, num_hidden_layers=config.num_hidden_layers - 1)
-        last = f"text_model.encoder.layers.{config.num_hidden_layers}."
-        text_encoder = {name: tensor for name, tensor in text_encoder.items() if not name.startswith(last)}
     parts: dict[ModelPart, dict[str, Tensor]] = {
         "unet": _state(bundle.unet, dtype),
         "vae": _state(bundle.vae, dtype),
-        "text_encoder": text_encoder,
+        "text_encoder": _state(bundle.text_encoder, dtype),
     }
-    config = replace(bundle.config, text_encoder=config)
-    write_model_folder(config, parts.__getitem__, bundle.tokenizer, folder, vocabulary=vocabulary)
+    write_model_folder(bundle.config, parts.__getitem__, bundle.tokenizer, folder, vocabulary=vocabulary)
 
 
 def write_model_folder(

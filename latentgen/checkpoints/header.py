@@ -215,12 +215,12 @@ def _check_entry(name: str, fields: object, data_start: int, path: Path, known: 
             f"{path}: tensor {name} has the element type {dtype!a}, which is not supported",
             hint="use a float32, float16 or bfloat16 file",
         )
-    count = 1
+    room = known[dtype]
     for side in shape:
-        count *= side
-        if count * known[dtype] >= 2**63:
+        room *= max(side, 1)  # an empty tensor has strides too, which must be numbers
+        if side < 0 or room >= 2**63:
             raise ModelLoadError(f"{path}: tensor {name} is impossibly large: {shape[:8]}")
-    needed = count * known[dtype]
+    needed = 0 if 0 in shape else room
     if end - begin != needed:
         raise ModelLoadError(
             f"{path}: tensor {name} holds {end - begin} bytes, but {dtype} {shape[:8]} needs {needed}",

@@ -207,3 +207,8 @@ def find_weights(folder: Path, part: Part) -> Path:
     if others:
         raise ModelLoadError(f"{folder}: weights split over {1 + len(others)} files", hint="save them as one file")
     return first
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that can be written anywhere: what of it is no UTF-8 becomes a question mark."""
+    return name.encode("utf-8", "replace").decode()

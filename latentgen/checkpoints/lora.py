@@ -178,21 +178,6 @@ def write_lora(path: Path, lora: LoRAWeights, form: Form) -> None:
     write_tensors(path, tensors, {**lora.metadata, "format": "pt", ADAPTER_METADATA: settings})
 
 
-def apply_lora(bundle: ModelBundle, lora: LoRAWeights, scale: float = 1.0) -> LoadReport:
-    """Merge a LoRA into a model's weights, in place: W + scale * alpha / rank * up @ down. Several add up.
-
-    Modules for which the model has no layer are left out and listed in the report. Raises as `match_lora`; then nothing
-    is merged.
-    """
-    report = match_lora(bundle, lora)
-    layers = layers_of(bundle.unet, bundle.text_encoder)
-    with torch.no_grad():
-        for name in lora.modules.keys() & layers.keys():
-            weight = layers[name].weight
-            weight.copy_(merged_weight(weight, [(lora.modules[name], scale)]))
-    return report
-
-
 def merged_weight(weight: Tensor, updates: Iterable[tuple[LowRankUpdate, float]]) -> Tensor:
     """W + the sum of scale * alpha / rank * up @ down, of W's shape, device and dtype (arXiv:2106.09685, section 4.1).
 

@@ -105,6 +105,8 @@ def from_diffusers(name: str) -> str | None:
     """Our name of a layer that diffusers calls `name`; None if our networks have no such layer."""
     if name.startswith("text_encoder.encoder."):
         name = name.replace("text_encoder.", "text_encoder.text_model.", 1)
+    if name.startswith(("down_blocks.", "mid_block.", "up_blocks.")):  # `unet.save_attn_procs` did not say of what
+        name = f"unet.{name}"
     if ".processor." in name:  # diffusers before 0.18, where the matrices were the attention processors'
         name = name.replace(".processor.", ".")
         name = f"{name}.0" if name.endswith(".to_out") else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentgen.checkpoints.hashes import sha256
-from latentgen.checkpoints.layout import CONFIG, part_folder, read_vae_part, weight_files
+from latentgen.checkpoints.layout import CONFIG, as_text, part_folder, read_vae_part, weight_files
 from latentgen.config import ModelConfig, VAEConfig
 from latentgen.errors import ModelLoadError, ModelNotFoundError
 
@@ -31,8 +31,8 @@ def other_vae_name(path: Path) -> str:
     """What pictures call it: the file's name without its ending, or the folder's; never a path."""
     path = path.resolve()
     if path.is_file():
-        return path.stem
-    return path.parent.name if path.name == "vae" else path.name
+        return as_text(path.stem)
+    return as_text(path.parent.name if path.name == "vae" else path.name)
 
 
 def other_vae_fingerprint(path: Path) -> str:

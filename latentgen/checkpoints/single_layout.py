@@ -9,6 +9,7 @@ objects of a model folder's JSON files lie under `latentgen.config` in the heade
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import struct
@@ -317,7 +318,10 @@ def _likely_prediction_type(header: Header, path: Path) -> PredictionType:
     entry = next((each for each in header.entries if each.name == _TELLTALE), None)
     if entry is None:
         return "epsilon"
-    return "v_prediction" if statistics.pstdev(_read_numbers(entry, path)) > _SPREAD_OF_V else "epsilon"
+    numbers = _read_numbers(entry, path)
+    if not numbers or not all(map(math.isfinite, numbers)):  # loading will say so
+        return "epsilon"
+    return "v_prediction" if statistics.pstdev(numbers) > _SPREAD_OF_V else "epsilon"
 
 
 def _read_numbers(entry: TensorEntry, path: Path) -> list[float]:

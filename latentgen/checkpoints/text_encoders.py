@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer
+from latentgen.checkpoints.folder import load_text_encoder
 from latentgen.checkpoints.io import load_strict, read_tensors, without_numbers
 from latentgen.checkpoints.keymap import text_tower_from_open_clip
 from latentgen.checkpoints.text_encoder_names import FoundTextEncoder, OpenClipTower
+from latentgen.checkpoints.tokenizers import load_tokenizer
 from latentgen.errors import ModelLoadError
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer

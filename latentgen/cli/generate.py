@@ -270,7 +270,12 @@ def _draw(
         own = [requests[k] for k in share]
         results = pipeline.generate(own, pictures=init_files, batch_size=batch_size, on_step=on_step, on_failure=failed)
         for result in results:
-            path = files.save(result.request, result.encode(files.format, with_metadata=with_metadata))
+            try:
+                data = result.encode(files.format, with_metadata=with_metadata)
+            except InputError as failure:  # its words do not fit into a JPEG
+                failed(result.request, failure)
+                continue
+            path = files.save(result.request, data)
             paths[next(numbers)] = path
             album.add(path, result)
             console.result(path, seed=result.seed, **_seconds(result))

@@ -14,7 +14,7 @@ from latentgen.config import ModelConfig
 from latentgen.diffusion.strength import check_passes
 from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.prompts.check import check_prompts
-from latentgen.request import MAX_SEED, GenerationRequest, RequestError, complete_request
+from latentgen.request import MAX_SEED, GenerationRequest, RequestError, complete_request, shorten
 from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
 
 MAX_PICTURES = 10_000
@@ -97,9 +97,10 @@ def _requests(
 ) -> list[GenerationRequest]:
     flags = entry.flags
     if not 1 <= flags.count <= MAX_PICTURES:
-        room = max(flags.count, 0) * config.defaults.width_px * config.defaults.height_px * PNG_BYTES_PER_PIXEL
-        many = f"; so many would take about {room / 1e9:.0f} GB" if room > 1e9 else ""
-        raise RequestError("count", f"{flags.count} is out of range", hint=f"1 to {MAX_PICTURES}{many}")
+        pictures = min(max(flags.count, 0), 10**12)  # no more than a float holds
+        room = pictures * config.defaults.width_px * config.defaults.height_px * PNG_BYTES_PER_PIXEL
+        many = f"; so many would take about {room / 1e9:.0f} GB" if room > 1e9 and pictures == flags.count else ""
+        raise RequestError("count", f"{shorten(flags.count)} is out of range", hint=f"1 to {MAX_PICTURES}{many}")
     seed = flags.seed
     if seed is None or seed == RANDOM_SEED:
         seed = secrets.randbelow(MAX_SEED - flags.count + 2)

@@ -45,6 +45,10 @@ def read_prompt_file(path: Path, flags: Flags) -> list[Entry]:
 
 def read_standard_input(flags: Flags) -> list[Entry]:
     """A prompt a line, as with `cat prompts.txt | latentgen generate -p -`."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  None where the caller closed it
+        raise InputError(
+            "standard input is closed", hint="give it prompts, a line each, or name a file: --prompts FILE"
+        )
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InputError(f"standard input holds more than {MAX_BYTES} bytes")

@@ -96,15 +96,9 @@ def tell_of_prompts(
         )
     vectors = {file.name: file.vectors for file in embeddings}
     if any(_may_be_long(text, vectors) for text, _ in texts):
+        from latentgen.checkpoints.tokenizers import load_tokenizer
+
         _tell_of_length(console, list(texts), load_tokenizer(model), vectors, strict=strict)
-
-
-def load_tokenizer(model: Path) -> Tokenizer:
-    """The tokenizer of a model folder; of a single file, which holds none, CLIP's own."""
-    from latentgen.checkpoints.layout import part_folder
-    from latentgen.models.tokenizer import Tokenizer
-
-    return Tokenizer.from_folder(part_folder(model, "tokenizer")) if model.is_dir() else Tokenizer.published()
 
 
 def _may_be_long(text: str, vectors: dict[str, int]) -> bool:

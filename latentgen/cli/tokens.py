@@ -11,7 +11,7 @@ import typer
 from latentgen.cli import options
 from latentgen.cli.boundary import escape as escape_line
 from latentgen.cli.model_names import resolve_model
-from latentgen.cli.prompt_syntax import Embeddings, Plain, load_tokenizer
+from latentgen.cli.prompt_syntax import Embeddings, Plain
 from latentgen.prompts.syntax import ParsedPrompt, escape, parse_prompt
 from latentgen.request import check_text
 
@@ -40,6 +40,7 @@ def tokens(
     parsed = parse_prompt(escape(prompt) if plain_prompt else prompt)
     folder = resolve_model(model)
     files = look_at_embeddings(embedding, read_config(folder)) if embedding else []
+    from latentgen.checkpoints.tokenizers import load_tokenizer
     from latentgen.prompts.chunks import chunk_prompt
 
     tokenizer = load_tokenizer(folder)

@@ -116,7 +116,7 @@ def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
     """
     aside = path.with_name(f".{path.stem[:40]}.{os.getpid()}.part")
     try:
-        with aside.open("xb") as file:
+        with aside.open("wb") as file:  # of an ended process with our number it may be there already
             file.write(data)
         if overwrite:
             aside.replace(path)

@@ -142,10 +142,14 @@ class PictureMetadata:
             "TI hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.embeddings) or None,
             "Version": f"latentgen {self.version}",
         }
-        tags = [f"<lora:{each.name}:{_number(each.scale)}>" for each in request.loras]
+        tags = [
+            f"<lora:{each.name}:{_number(each.scale)}>"
+            for each in request.loras
+            if not any(f"<lora:{each.name}{end}" in request.prompt for end in (":", ">"))
+        ]
         return A1111Parameters(
             # Where a LoRA came with a flag, its tag is not in the prompt yet.
-            prompt=" ".join([request.prompt, *(tag for tag in tags if tag.rsplit(":", 1)[0] not in request.prompt)]),
+            prompt=" ".join([request.prompt, *tags]),
             negative_prompt=request.negative_prompt,
             fields={name: value for name, value in fields.items() if value is not None},
         )

@@ -34,7 +34,9 @@ class LowRankUpdate:
     def is_whole(self) -> bool:
         """Whether down and up are of one rank and make one layer."""
         up, down = self.up, self.down
-        return down.ndim in (2, 4) and up.ndim == down.ndim and up[0].numel() == up.shape[1] == self.rank > 0
+        if down.ndim not in (2, 4) or up.ndim != down.ndim or 0 in (*up.shape, *down.shape):
+            return False
+        return up[0].numel() == up.shape[1] == self.rank
 
     def fits(self, weight: Tensor) -> bool:
         """Whether it is for a layer of this weight. A 1x1 convolution and a linear layer take each other's."""

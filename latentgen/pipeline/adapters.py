@@ -82,10 +82,14 @@ class Adapters:
 
     def use_for_good(self, loras: tuple[LoRAUse, ...]) -> None:
         """As `use`, without keeping what the weights were before: no other LoRAs can be used afterwards."""
-        self.use(())
-        self._before_change()
-        self._merge(loras, None, self._layers())
-        self._merged, self._originals = loras, None
+        if isinstance(self.bundle, OnDemandBundle):
+            self.use(loras)
+        else:
+            self.use(())
+            self._before_change()
+            self._merge(loras, None, self._layers())
+            self._merged = loras
+        self._originals = None
 
     def merge_into(self, part: str, network: nn.Module) -> None:
         """Put the LoRAs in use into one part, "unet" or "text_encoder", that has just been read."""

@@ -108,13 +108,13 @@ class Conditioner:
     @torch.inference_mode()
     def _encode(self, prompt: str, reading: _Reading) -> Tensor:
         """(77 * chunks, D) of a prompt, encoded by itself, so that it does not depend on what is drawn beside it."""
-        config, encoder = self.bundle.config, self.bundle.text_encoder
+        encoder = self.bundle.text_encoder
         chunks = self._chunks(prompt, reading.embeddings)
         rows = [self.bundle.tokenizer.wrap([token.id for token in chunk]) for chunk in chunks]
         token_ids = torch.tensor(rows, device=next(encoder.parameters()).device)
         context = encoder(
             token_ids,
-            skip_last=skipped_layers(reading.clip_skip, config),
+            skip_last=skipped_layers(reading.clip_skip),
             token_vectors=self._token_vectors(token_ids, chunks, reading.embeddings),
         )
         return torch.cat([_weigh(each, chunk) for each, chunk in zip(context, chunks, strict=True)])

@@ -11,18 +11,17 @@ def check_prompts(request: GenerationRequest, config: ModelConfig) -> None:
     """Raise InputError for prompts that cannot be parsed, RequestError for a clip skip beyond the text encoder."""
     parse_prompt(request.prompt)
     parse_prompt(request.negative_prompt)
-    layers = config.text_encoder.num_hidden_layers - int(config.use_penultimate_layer)
+    layers = config.text_encoder.num_hidden_layers
     if request.clip_skip is not None and request.clip_skip > layers:
         raise RequestError(
             "clip-skip", f"{request.clip_skip} is more than this text encoder's layers", hint=f"1 to {layers}"
         )
 
 
-def skipped_layers(clip_skip: int | None, config: ModelConfig) -> int:
+def skipped_layers(clip_skip: int | None) -> int:
     """How many of the text encoder's last layers are left out.
 
     Clip skip counts from the layer that the model itself reads, as diffusers does: for SD 2.x that is the one before
-    the last of OpenCLIP's, whether the file still holds the last one or not.
+    the last of OpenCLIP's, which its folders and our reading of its files do not have.
     """
-    own = int(config.use_penultimate_layer)
-    return own if clip_skip is None else own + clip_skip - 1
+    return 0 if clip_skip is None else clip_skip - 1

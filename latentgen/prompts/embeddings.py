@@ -25,11 +25,13 @@ def split_at_names(text: str, names: Iterable[str]) -> list[tuple[str, str | Non
     if not by_letters:
         return [(text, None)]
     longest_first = sorted(by_letters, key=len, reverse=True)
-    pattern = re.compile("|".join(_as_word(name) for name in longest_first), re.IGNORECASE)
+    # A group a name: what matches one without regard to capitals need not be one in small letters (the dotless i).
+    pattern = re.compile("|".join(f"({_as_word(name)})" for name in longest_first), re.IGNORECASE)
     parts: list[tuple[str, str | None]] = []
     position = 0
     for match in pattern.finditer(text):
-        parts.append((text[position : match.start()], by_letters[match[0].lower()]))
+        assert match.lastindex is not None, "each alternative is a group"
+        parts.append((text[position : match.start()], by_letters[longest_first[match.lastindex - 1]]))
         position = match.end()
     return [*parts, (text[position:], None)]
 

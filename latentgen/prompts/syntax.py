@@ -160,6 +160,7 @@ def _weigh(text: str) -> list[tuple[str | None, float]]:
 def _read_lora(fields: str) -> LoRATag:
     """`name`, `name:scale`, or `name:scale:scale` with A1111's two scales, of the text encoder and the U-Net."""
     name, *scales = (field.strip() for field in fields.split(":"))
+    name = name.removesuffix(".safetensors")
     tag = f"<lora:{fields}>"
     if not name or len(scales) > 2:
         raise InputError(f"the prompt's {tag} is not a LoRA and its scale", hint="<lora:name:0.8>")

@@ -1,7 +1,8 @@
 """The training loop: accelerate, and the order of one step. It knows nothing of what is trained.
 
-The order is always the same: gradients (accumulated) -> clip -> finite? -> optimizer -> EMA -> log -> sample pictures
--> checkpoint -> done? So a checkpoint of step n holds everything that n optimizer steps did, and nothing else.
+The order is always the same: gradients (accumulated) -> clip -> finite? -> optimizer -> EMA -> log -> checkpoint ->
+validate -> sample pictures -> done? So a checkpoint of step n holds everything that n optimizer steps did, and nothing
+else, and what fails in drawing samples does not cost it.
 
 One process, or several (`torchrun`, `accelerate launch`) under torch's DistributedDataParallel or FSDP: sample k of a
 step is computed by process k modulo their number, so two processes take the step that one takes with twice the batch.
@@ -186,7 +187,8 @@ class _Run:
         self.bare_network = objective.network.to(accelerator.device)
         if self.sharded:
             check_can_shard(self.bare_network, config)
-        self.order = objective.order(config.seed, config.batch_size * config.grad_accum * self.processes)
+        self.samples_per_step = config.batch_size * config.grad_accum * self.processes
+        self.order = objective.order(config.seed, self.samples_per_step)
         self.maker = ThreadPoolExecutor(1) if works_ahead(accelerator.device) else None
         self.batches_ahead: deque[Future[Any]] = deque()
         self.step = 0
@@ -208,12 +210,12 @@ class _Run:
             self.tell("step", loss=latest[0])
             if self.step % config.log_every_steps == 0:
                 self.log(*latest, clock)
+            if self.step % config.save_every_steps == 0:
+                self.save()
             if config.validate_every_steps and self.step % config.validate_every_steps == 0:
                 self.validate()
             if config.sample_every_steps and self.step % config.sample_every_steps == 0:
                 self.write_samples()
-            if self.step % config.save_every_steps == 0:
-                self.save()
         if latest is not None and self.step % config.log_every_steps:
             self.log(*latest, clock)  # the last step, so that the shortest run has a loss to show
         self.save()
@@ -243,6 +245,8 @@ class _Run:
             checkpoint = self.run.latest()
         self.step = checkpoint.step if checkpoint is not None else 0
         self.images_seen = checkpoint.images_seen if checkpoint is not None else 0
+        # Where an override changed their number, the next step begins at a multiple of it, so that it has one shape.
+        self.images_seen += -self.images_seen % self.samples_per_step
         self.saved_at = checkpoint.step if checkpoint is not None else None
         furthest, least = self.largest_over_processes(self.step, -self.step)
         if furthest != -least:

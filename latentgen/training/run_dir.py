@@ -174,10 +174,10 @@ class RunDir:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Remove what a killed process left: half a checkpoint, half a sheet of samples."""
+        """Remove what a killed process left: half a checkpoint, half a sheet of samples, half a cache."""
         for leftover in (*self.path.glob(f"{ASIDE}*"), *self.path.glob(f"samples/{ASIDE}*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in self.path.glob(".*.tmp"):
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("cache/.*.tmp")):
             leftover.unlink(missing_ok=True)
 
     def _mend_log(self) -> None:

@@ -211,6 +211,12 @@ def test_a_damaged_model_is_named(
     assert not (tmp_path / "a.png").exists()
 
 
+def test_closed_standard_input_is_said_so(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
+    outcome = cli("generate", "-p", "-", "-m", tiny_model)
+    check_error(outcome.code, outcome.out, outcome.err, Row("", (), 2, "standard input is closed"))
+
+
 def test_a_bad_line_on_standard_input_is_named(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\xff\n")))
     outcome = cli("generate", "-p", "-", "-m", tiny_model)

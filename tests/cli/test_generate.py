@@ -174,6 +174,16 @@ def test_names_and_formats(arguments: tuple[str, ...], name: str, cli: Cli, tiny
     assert text.document is not None
 
 
+def test_a_prompt_too_long_for_a_jpeg_costs_that_picture_alone(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n" + "é" * 20_000 + "\na hen\n")
+    outcome = cli(
+        "generate", "--prompts", "prompts.txt", "-m", tiny_model, "--format", "jpg", "-o", "drawn", "--steps", "1"
+    )
+    assert outcome.code == 5
+    assert "1 of 3 pictures failed: the prompt is too long for a JPEG's metadata" in outcome.err
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
 def test_nothing_is_replaced_unless_asked(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"mine")
     assert cli("generate", "a cat", "-m", tiny_model, "-o", "a.png").code == 2

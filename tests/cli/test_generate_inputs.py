@@ -210,6 +210,15 @@ CASES = [
     config(66, "twice", "steps = 3\nsteps = 4\n", line="c.toml is not TOML"),
     config(66, "under two names", "cfg = 3\nguidance = 4\n", line="guidance is given twice, under two of its names"),
     prompts(
+        65, "a number beyond all", "p.jsonl", b'{"prompt": "a", "cfg": ' + b"9" * 400 + b"}\n",
+        line="is out of range",
+    ),
+    prompts(
+        65, "a scale beyond all", "p.jsonl", b'{"prompt": "a", "hires": ' + b"9" * 400 + b"}\n",
+        line="--hires 999",
+    ),
+    refused(65, "a count beyond all", "-n", "9" * 400, line="is out of range"),
+    prompts(
         66, "twice in a line", "p.jsonl", b'{"prompt": "a", "cfg": 1, "guidance": 2}\n',
         line="p.jsonl line 1: guidance is given twice",
     ),

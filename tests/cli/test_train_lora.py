@@ -12,8 +12,9 @@ from safetensors.torch import load_file, safe_open
 
 from latentgen.checkpoints.folder import load_model, save_unet
 from latentgen.checkpoints.io import read_tensors
-from latentgen.checkpoints.lora import apply_lora, read_lora
+from latentgen.checkpoints.lora import read_lora
 from tests.cli.conftest import Cli, Outcome
+from tests.merged import apply_lora
 from tests.tiny import TINY_UNET, tiny_unet
 from tests.training.tiny_runs import write_pictures
 

@@ -240,15 +240,3 @@ def test_half_precision_variant(tmp_path: Path) -> None:
         assert ours.dtype == torch.float32
         assert torch.equal(ours, theirs.float())
     assert load_model(tmp_path / "model", dtype=torch.float16).vae.decoder.conv_in.weight.dtype == torch.float16
-
-
-@torch.no_grad()
-def test_model_without_its_last_layer_in_diffusers(tmp_path: Path) -> None:
-    """SD 2.x conditions on the layer before the last; the folder expresses that by leaving the last one out."""
-    bundle = tiny_bundle(replace(SD2_LIKE, use_penultimate_layer=True))
-    save_model(bundle, tmp_path / "model")
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    ids = bundle.tokenizer.encode([PROMPT])
-    wanted = bundle.text_encoder(ids, skip_last=1)
-    torch.testing.assert_close(wanted, pipeline.text_encoder(ids)[0], **NETWORK)
-    assert torch.equal(wanted, load_model(tmp_path / "model").text_encoder(ids))

@@ -25,7 +25,6 @@ from latentgen.checkpoints.lora import (
     FILE_NAMES,
     Form,
     LoRAWeights,
-    apply_lora,
     base_metadata,
     read_lora,
     write_lora,
@@ -37,6 +36,7 @@ from latentgen.models.lora import AdapterSize, LoRANetwork, layers_of
 from latentgen.models.unet import UNet
 from latentgen.pipeline.adapters import Adapters
 from latentgen.presets import EMBEDDED, SD15, SD21_BASE
+from tests.merged import apply_lora
 from tests.oracle.test_folder import (
     CONFIGS,
     GENERATION,

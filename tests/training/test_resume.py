@@ -161,6 +161,15 @@ def test_another_optimizer_begins_its_own_state(
     assert not any(name.endswith(":momentum") for name in checkpoint.optimizer)
 
 
+def test_after_another_batch_size_a_step_begins_at_a_multiple_of_it(tiny_data: TinyData, tmp_path: Path) -> None:
+    """Pictures of several shapes are dealt by the step: one that began in the middle of another's would mix them."""
+    train(tiny_data.vae(), tmp_path, max_steps=3, batch_size=2, grad_accum=1)
+    train(tiny_data.vae(), tmp_path, max_steps=4, batch_size=4, grad_accum=1, resume="latest", override=["batch_size"])
+    checkpoint = RunDir(tmp_path).latest()
+    assert checkpoint is not None
+    assert checkpoint.images_seen == 8 + 4, "6 seen, rounded up to 8"
+
+
 def test_another_network_is_one_line(tiny_data: TinyData, tmp_path: Path) -> None:
     train(tiny_data.vae(), tmp_path, max_steps=1)
     different = {*tiny_data.vae().describe(), *tiny_data.unet().describe()}

@@ -185,6 +185,8 @@ def test_a_flipped_header_bit_is_refused_or_read_as_the_library_reads_it(tmp_pat
         (raw({"a": entry(4, 0)}, bytes(4)), "a holds -4 bytes"),
         (raw({"a": entry(shape=[2])}, bytes(4)), r"a holds 4 bytes, but F32 \[2\] needs 8"),
         (raw({"a": entry(shape=[2**31, 2**31, 2**31])}, bytes(4)), "impossibly large"),
+        (raw({"a": entry(0, 0, shape=[0, 9999999999999999999])}), "impossibly large"),
+        (raw({"a": entry(0, 0, shape=[0, 2**61, 64])}), "impossibly large"),
         (raw(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', bytes(4)), "number -1"),
         (raw(b'{"a":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), "number -0"),
         (raw(b'{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', bytes(4)), "number 1.0"),

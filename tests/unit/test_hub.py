@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 from safetensors.torch import load_file, save_file
 
+from latentgen.checkpoints.folder import load_model
 from latentgen.checkpoints.hub import check_space, fetch, gigabytes, plan_pull
 from latentgen.checkpoints.hub_cache import (
     HubName,
@@ -444,6 +445,7 @@ def test_a_path_in_the_cache_has_a_name(hub: FakeHub, folder: Path) -> None:
     found = pull()
     assert cached_name(found) == TINY
     assert cached_name(found / UNET) == HubName("owner/tiny", None, UNET)
+    assert load_model(found).name == "owner/tiny", "not the commit that its folder is named after"
     assert cached_name(folder) is None
     assert cached_name(cache_folder()) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -146,6 +147,17 @@ def test_the_likelier_answer_where_it_does_not_say(spread: float, expected: Mode
         file.seek(entry.begin)
         file.write(struct.pack("<320e", *[spread, -spread] * 160))
     assert read_config(path) == expected
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_none_say_nothing_of_what_is_predicted(number: float, tmp_path: Path) -> None:
+    path = write_header(tmp_path / "model", published(SD21_BASE))
+    entry = next(e for e in SingleFile.open(path).header.entries if e.name == SPREAD)
+    with path.open("r+b") as file:
+        file.seek(entry.begin)
+        file.write(struct.pack("<320e", *[number] * 320))
+    assert identify(path).prediction_type is None
+    assert read_config(path) == SD21_BASE
 
 
 @pytest.mark.parametrize(("offset", "expected"), [(0.0, "epsilon"), (-0.9, "epsilon"), (-1.1, "v_prediction")])

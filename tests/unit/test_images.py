@@ -26,7 +26,7 @@ from latentgen.images.files import (
 from latentgen.images.metadata import COMPILED, Computation, PictureMetadata
 from latentgen.images.pixels import Pixels, pixel_difference, pixels_sha256, to_pixels
 from latentgen.kernels.unet import Kernels
-from latentgen.request import GenerationRequest
+from latentgen.request import GenerationRequest, LoRAUse
 from tests.limits import file_size_limit
 
 METADATA = PictureMetadata(
@@ -228,6 +228,22 @@ def test_a_file_is_never_replaced_unasked(tmp_path: Path) -> None:
     write_file(path, b"third", overwrite=True)
     assert path.read_bytes() == b"third"
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_what_an_ended_process_left_aside_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / f".a.{os.getpid()}.part").write_bytes(b"half a picture")
+    write_file(tmp_path / "a.png", b"whole", overwrite=False)
+    assert (tmp_path / "a.png").read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_lora_has_its_tag_though_another_ones_begins_with_its_name() -> None:
+    loras = tuple(LoRAUse(name=name, fingerprint="0123456789", scale=0.5) for name in ("ink", "ink2"))
+    request = replace(METADATA.request, prompt="a <lora:ink2:0.5>", loras=loras)
+    assert (
+        replace(METADATA, request=request).a1111(sampler_title="", schedule_title="").prompt
+        == "a <lora:ink2:0.5> <lora:ink:0.5>"
+    )
 
 
 def test_a_file_has_the_mode_of_the_umask(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from latentgen.checkpoints.folder import ModelBundle
 from latentgen.checkpoints.lora import (
     ADAPTER_METADATA,
     LoRAWeights,
-    apply_lora,
     match_lora,
     read_lora,
     write_lora,
@@ -31,6 +30,7 @@ from latentgen.checkpoints.lora_names import (
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError, ShapeError
 from latentgen.models.lora import AdapterSize, LoRANetwork, LowRankUpdate, layers_of
 from latentgen.presets import EMBEDDED, SD15
+from tests.merged import apply_lora
 from tests.tiny import TINY_MODEL, randomize, tiny_text_encoder, tiny_unet
 from tests.tiny_bundle import tiny_bundle
 
@@ -72,6 +72,8 @@ def test_names() -> None:
     assert kohya_name(text) == "lora_te_text_model_encoder_layers_11_self_attn_q_proj"
     assert from_kohya("lora_te_encoder_layers_11_self_attn_q_proj") == text
     assert from_diffusers("text_encoder.encoder.layers.11.self_attn.q_proj") == text
+    oldest = "up_blocks.3.attentions.2.transformer_blocks.0.attn2.processor.to_out"  # `unet.save_attn_procs`
+    assert from_diffusers(oldest) == from_diffusers(f"unet.{oldest}") == out
     for foreign in ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "lora_unet_input_blocks_1_1_proj_in", "lora_unet_"):
         assert from_kohya(foreign) is None
     assert from_diffusers("text_encoder_2.text_model.encoder.layers.0.mlp.fc1") is None
@@ -220,6 +222,7 @@ PREFIX = kohya_name(TO_Q)
         ({f"{PREFIX}.lora_up.weight": torch.randn(16, 3)}, "which do not multiply"),
         ({f"{PREFIX}.lora_up.weight": torch.randn(16, 2, 3, 3)}, "which do not multiply"),
         ({f"{PREFIX}.lora_down.weight": torch.zeros(())}, "which do not multiply"),
+        ({f"{PREFIX}.lora_up.weight": torch.zeros(0, 2)}, "which do not multiply"),
         ({f"{PREFIX}.lora_down.weight": torch.full((2, 16), torch.nan)}, "not a finite fraction"),
         ({f"{PREFIX}.lora_down.weight": torch.ones(2, 16, dtype=torch.int32)}, "not a finite fraction"),
         ({f"{PREFIX}.alpha": torch.tensor(torch.inf)}, "alpha of .* is not a number"),

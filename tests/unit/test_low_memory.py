@@ -17,7 +17,7 @@ from latentgen import TextToImage
 from latentgen.checkpoints.folder import load_model
 from latentgen.checkpoints.lora import LoRAWeights, write_lora
 from latentgen.checkpoints.lora_names import is_target
-from latentgen.errors import ModelLoadError
+from latentgen.errors import InputError, ModelLoadError
 from latentgen.models.lora import LowRankUpdate, layers_of
 from latentgen.pipeline import low_memory
 from latentgen.pipeline.low_memory import LOADERS, OnDemandBundle, Part
@@ -116,6 +116,20 @@ def test_loras_are_in_whatever_is_read(folder: Path, read: list[Part], tmp_path:
     )
     assert not np.array_equal(pixels(little, guidance=1.0, loras=with_lora[1:]), plain)
     assert np.array_equal(pixels(little, guidance=1.0), plain)
+
+
+def test_loras_for_good_are_read_in_like_the_others(folder: Path, read: list[Part], tmp_path: Path) -> None:
+    whole = TextToImage.load(folder, device="cpu", dtype="float32")
+    little = TextToImage.load(folder, device="cpu", dtype="float32", low_memory=True)
+    file = write_tiny_lora(tmp_path / "style.safetensors")
+    read.clear()
+    for model in (whole, little):
+        model.adapters.use_for_good((model.add_lora(file),))
+    assert read == [], "no part is read to be merged and let go"
+    uses = [(model.add_lora(file),) for model in (whole, little)]
+    assert np.array_equal(pixels(whole, guidance=1.0, loras=uses[0]), pixels(little, guidance=1.0, loras=uses[1]))
+    with pytest.raises(InputError, match="merged for good"):
+        pixels(little, guidance=1.0)
 
 
 def test_a_vae_from_elsewhere_stays(folder: Path, read: list[Part]) -> None:

@@ -130,6 +130,17 @@ def damage(folder: Path, file: str = "model.safetensors") -> None:
     (folder / file).write_bytes(data)
 
 
+def test_what_a_killed_process_left_half_done_is_removed(run: RunDir) -> None:
+    leftovers = [run.path / ".log.1.tmp", run.path / "cache" / ".latents-1.npy.77.tmp"]
+    for each in leftovers:
+        each.parent.mkdir(parents=True, exist_ok=True)
+        each.write_bytes(b"half")
+    whole = run.path / "cache" / "latents-1.npy"
+    whole.write_bytes(b"whole")
+    run.start({"a": 1}, resume=None)
+    assert [each.exists() for each in (*leftovers, whole)] == [False, False, True]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
 def test_a_flipped_bit_falls_back_with_a_warning(run: RunDir, file: str, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):

@@ -81,7 +81,7 @@ def canvas_of(request: GenerationRequest, *pictures: NDArray[np.uint8]) -> Canva
     ("steps", "strength", "left"), [(30, 0.6, 18), (30, 1.0, 30), (50, 0.75, 37), (4, 0.25, 1), (20, 0.99, 19)]
 )
 def test_strength_leaves_the_published_number_of_steps(steps: int, strength: float, left: int) -> None:
-    request = replace(REQUEST, steps=steps, init=InitPicture(sha256="x", strength=strength))
+    request = replace(REQUEST, steps=steps, init=InitPicture(sha256="ab" * 32, strength=strength))
     assert total_steps(request) == left
     sigmas = NoiseSchedule.from_config(TINY_MODEL.diffusion).inference_sigmas(steps, "leading")
     latents = torch.zeros((1, 4, 2, 2))
@@ -90,10 +90,10 @@ def test_strength_leaves_the_published_number_of_steps(steps: int, strength: flo
 
 
 def test_a_strength_that_leaves_no_step_names_one_that_does() -> None:
-    request = replace(REQUEST, steps=30, init=InitPicture(sha256="x", strength=0.03))
+    request = replace(REQUEST, steps=30, init=InitPicture(sha256="ab" * 32, strength=0.03))
     with pytest.raises(RequestError, match=r"strength leaves none of 30 steps to draw \(0.034 is enough\)"):
         check_passes(request, 8)
-    check_passes(replace(request, init=InitPicture(sha256="x", strength=0.034)), 8)
+    check_passes(replace(request, init=InitPicture(sha256="ab" * 32, strength=0.034)), 8)
     with pytest.raises(RequestError, match=r"hires-strength leaves none of 4 steps .*0\.25 is enough"):
         check_passes(replace(REQUEST, hires=Hires(strength=0.1)), 8)
 
