@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     "Pictures": {
         "generate": Command("latentgen.cli.generate:generate", "Draw pictures from prompts."),
         "replay": Command("latentgen.cli.replay:replay", "Draw a picture again from its file alone, and compare."),
+        "compare": Command("latentgen.cli.compare:compare", "Say how alike pictures are, and what made them differ."),
         "tokens": Command("latentgen.cli.tokens:tokens", "Show how a prompt is read: tokens, weights, chunks."),
         "encode": Command("latentgen.cli.encode:encode", "Turn pictures into a model's latents."),
         "decode": Command("latentgen.cli.decode:decode", "Turn latents back into pictures."),
