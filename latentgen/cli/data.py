@@ -134,7 +134,7 @@ def _print_table(values: Mapping[str, Any], indent: str = "") -> None:
     width = max((len(escape(name)) for name, value in values.items() if not isinstance(value, dict)), default=0)
     for name, value in values.items():
         if not isinstance(value, dict):
-            print(f"{indent}{escape(name):{width}}  {value:>8g}")
+            print(f"{indent}{escape(name):{width}}  {value:>8{'d' if isinstance(value, int) else 'g'}}")
         elif value:
             print(f"{indent}{escape(name)}")
             _print_table(cast("dict[str, Any]", value), indent + "  ")

@@ -112,8 +112,7 @@ def train_probe(
     if len(pictures) < 4 * LEAST_HELD_BACK:
         raise InputError(f"{len(pictures)} pictures are too few to learn from", hint=f"at least {4 * LEAST_HELD_BACK}")
     probe = new_probe(default_config(pictures), seed) if start is None else start
-    held_back = max(LEAST_HELD_BACK, round(len(pictures) * HELD_BACK_SHARE))
-    learnt, unseen = pictures.shuffled(seed).split(held_back)
+    learnt, unseen = pictures.hold_back(HELD_BACK_SHARE, least=LEAST_HELD_BACK)
     training = ProbeTraining(steps, math.inf if max_minutes is None else max_minutes, batch_size, lr, seed)
     with console.progress() as report:
 

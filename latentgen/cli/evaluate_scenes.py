@@ -109,7 +109,9 @@ def scenes(
     judging = load_probe(probe_file)
     check_vocabulary(judging.config.labels, [item.scene for item in items])
     shots = plan_shots(items, place.pictures, config, given)
-    repeated = [item for item in items if item.split == "seen"][: SERIES_PROMPTS if series > 1 else 0]
+    seen = [item for item in items if item.split == "seen"]
+    spread = -(-len(seen) // SERIES_PROMPTS)  # over the categories, by which they are sorted
+    repeated = seen[::spread] if series > 1 else []
     lines = plan_series(repeated, series, place.pictures, config, given)
     pipeline, _ = load_model(folder, device=device, dtype=dtype, threads=threads)
     # Run
@@ -128,8 +130,7 @@ def scenes(
             series_renders=render_items(repeated, series if can_render else 0),
         )
     judged = judge(judging, found)
-    neutral = _neutral(console, place, found, records)
-    # Save
+    # Save, and again with what another network says: a picture of --nearest may be damaged
     first = shots[0].request
     about = {
         "model": pipeline.name,
@@ -142,8 +143,10 @@ def scenes(
         "drawn": {key: value for key, value in first.to_json().items() if key not in ("prompt", "seed")},
     }
     place.write_manifest(judged, shots)
-    scores = place.write_scores(about, judged, neutral)
+    place.write_scores(about, judged, {})
     sheets = place.write_sheets(judged, found.pictures, f"{pipeline.name}, {first.steps} steps {first.sampler}")
+    neutral = _neutral(console, place, found, records)
+    scores = place.write_scores(about, judged, neutral)
     if json_events:
         console.event("scores", path=str(scores))
     else:

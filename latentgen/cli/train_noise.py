@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentgen.cli.text_lines import check_printable, numbered_lines
 from latentgen.cli.train_options import RunOptions, one_of
 from latentgen.errors import InputError
 
@@ -116,13 +117,12 @@ def prompt_lines(file: Path | None) -> tuple[str, ...]:
     """
     if file is None:
         return ()
+    source = f"--sample-prompts {file}"
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = numbered_lines(file.read_bytes(), source)
     except OSError as error:
-        raise InputError(f"--sample-prompts {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--sample-prompts {file} is not UTF-8 text: byte {error.start}") from error
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
-        raise InputError(f"--sample-prompts {file} holds no prompts")
-    return prompts
+        raise InputError(f"{source} cannot be read: {error.strerror}") from error
+    if not lines:
+        raise InputError(f"{source} holds no prompts")
+    check_printable(lines, source)
+    return tuple(line for _, line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -159,8 +159,15 @@ def train_vae(
         )
     choice = choose_perceptual(one_of("--perceptual", perceptual, ("auto", "lpips", "clip", "none")), perceptual_model)
     shape = _vae_shape(channels, latent_channels, resolution)
+    checked: Any = {
+        "crop_px": crop,
+        "side_px": resolution,
+        "discriminator": disc_weight > 0,
+        "lpips": choice.kind == "lpips" and perceptual_weight > 0,
+        "equivariance": equivariance > 0,
+    }
     if init is None:
-        check_vae_settings(shape, crop_px=crop, side_px=resolution, discriminator=disc_weight > 0)
+        check_vae_settings(shape, **checked)
         if decoder_only:
             raise InputError("--decoder-only keeps an encoder, but there is none", hint="give it with --init MODEL")
     elif channels is not None or latent_channels is not None:
@@ -183,7 +190,7 @@ def train_vae(
     start = load_vae(init) if init is not None else None
     if start is not None:
         shape = start.config
-        check_vae_settings(shape, crop_px=crop, side_px=resolution, discriminator=disc_weight > 0)
+        check_vae_settings(shape, **checked)
     method = _scaling_method(scaling, shape)
     distance, identity = load_perceptual(choice), perceptual_identity(choice)
     say_in(process, run)(f"perceptual loss: {choice.explanation}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from latentgen.data.array_file import open_array, write_array
 from latentgen.data.decode import available_cores, decode, ordered_map
 from latentgen.data.record import Record
-from latentgen.data.records import fingerprint
+from latentgen.data.records import pictures_fingerprint
 
 Shape = tuple[int, int]
 """Height and width in pixels."""
@@ -82,10 +82,10 @@ def square_shapes(count: int, side_px: int) -> list[Shape]:
 
 
 def identity_of(records: Sequence[Record], shapes: Sequence[Shape]) -> str:
-    """The data's fingerprint with the shapes that its pictures are given."""
+    """The pictures' fingerprint with the shapes that they are given."""
     kinds = set(shapes)
     shown = "x".join(map(str, kinds.pop())) if len(kinds) == 1 else hashlib.sha256(repr(shapes).encode()).hexdigest()
-    return f"{fingerprint(records)}-{shown[:16]}"
+    return f"{pictures_fingerprint(records)}-{shown[:16]}"
 
 
 def rows_by_shape(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:

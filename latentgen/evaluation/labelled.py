@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -44,18 +46,25 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def split(self, held_back: int) -> tuple[LabelledPictures, LabelledPictures]:
-        """All but the last `held_back` pictures, and those."""
-        at = len(self) - held_back
-        return (
-            LabelledPictures(self.pixels[:at], self.labels[:at]),
-            LabelledPictures(self.pixels[at:], self.labels[at:]),
-        )
+    def hold_back(self, share: float, *, least: int) -> tuple[LabelledPictures, LabelledPictures]:
+        """About that share of the pictures, `least` or more, held back from the others: (others, held back).
 
-    def shuffled(self, seed: int) -> LabelledPictures:
-        """The same in another order, so that several corpora are mixed before they are split."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return LabelledPictures(self.pixels[order], tuple(self.labels[int(row)] for row in order))
+        A picture's own labels decide, whatever else is in the set: a probe that goes on from another one must not be
+        measured on what that one learnt.
+        """
+        places = [_place(labels) for labels in self.labels]
+        order = sorted(range(len(self)), key=places.__getitem__)
+        count = max(least, sum(place < share for place in places))
+        held = set(order[:count])
+        parts = ([row for row in range(len(self)) if (row in held) is wanted] for wanted in (False, True))
+        others, held_back = (LabelledPictures(self.pixels[rows], tuple(self.labels[k] for k in rows)) for rows in parts)
+        return others, held_back
+
+
+def _place(labels: Mapping[str, Any]) -> float:
+    """A number in [0, 1) that follows from the labels alone."""
+    digest = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def read_labelled(

@@ -33,7 +33,7 @@ IDENTITY: Final = "latentgen.data"
 
 
 def measure_drawn(extract: FeatureExtractor, drawn: Drawn) -> dict[str, Any]:
-    """Fréchet distance and diversity, each with the same figure of renders: what a perfect model would have.
+    """Fréchet distance and diversity, each with the same figure of renders of the same scenes.
 
     distribution: distance of the drawn pictures to renders of the same scenes, and of two sets of renders.
     diversity: mean pairwise distance of the pictures of one prompt, averaged over prompts.

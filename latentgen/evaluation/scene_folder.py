@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from latentgen.evaluation.drawing import Shot
 
 FORMAT: Final = 1
+_ASIDE: Final = re.compile(r"\.(.+)\.[0-9]+\.tmp")
+"""What a killed process was writing, by the name it was to have."""
 
 
 class SceneFolder:
@@ -41,7 +44,8 @@ class SceneFolder:
         known = {"pictures", "manifest.jsonl", "scores.json", "nearest.png", self.training_features.name}
         known |= {_sheet_name(split) for split in SPLITS}
         if self.folder.is_dir():
-            foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in known)
+            names = (_ASIDE.sub(r"\1", path.name) for path in self.folder.iterdir())
+            foreign = sorted(name for name in names if name not in known)
             if foreign:
                 hint = "name an empty one, or that of an earlier evaluation"
                 raise InputError(f"--out {self.folder} holds other files: {', '.join(foreign[:3])}", hint=hint)

@@ -5,6 +5,7 @@ The text tower becomes the frozen encoder of generation; both towers are kept fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -69,10 +70,6 @@ class CLIPObjective:
     def network(self) -> CLIPTowers:
         return self._network
 
-    @property
-    def items(self) -> int:
-        return len(self.records)
-
     def order(self, seed: int, samples_per_step: int) -> Order:
         return self.pixels.follow(sample_order(self.pixels.shapes, seed, samples_per_step))
 
@@ -96,8 +93,9 @@ class CLIPObjective:
     def loss(self, network: nn.Module, batch: CLIPBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         image, text, scale = network(batch.pixels, batch.token_ids)
         image, text = image.float(), text.float()
-        loss = cast(Tensor, self._loss(image, text, scale.float()))
-        right = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
+        with torch.autocast(image.device.type, enabled=False):  # or the products would be in half precision again
+            loss = cast(Tensor, self._loss(image, text, scale.float()))
+            right = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
         return loss, {"top1": right.float().mean(), "logit_scale": scale.detach()}
 
     def validate(self, network: nn.Module) -> Mapping[str, float]:
@@ -123,7 +121,7 @@ class CLIPObjective:
         captions = [self.records[i].captions[0] for i in items]
         lines = [f"image-to-text retrieval among {len(items)}: {right:.3f}"]
         lines += [f"{captions[k]!r} <- {captions[found]!r}" for k, found in enumerate(best[:8])]
-        (folder / f"step_{step:08d}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"step_{step:08d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @torch.inference_mode()
     def _scores(self, network: nn.Module, records: list[Record], pixels: Pictures, items: list[int]) -> Tensor:
@@ -172,12 +170,14 @@ class CLIPTowers(CustomTextCLIP):
         """image (B, 3, S, S), text (B, L) -> normalised features (B, E) of each, and the logit scale."""
         assert image is not None, "both towers are trained together"
         assert text is not None, "both towers are trained together"
+        # The number itself is kept below it, as open_clip does: a clamp of what comes out would have no gradient there.
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         mask = cast(Any, self.text.attn_mask)
         length = text.shape[1]
         self.text.attn_mask = mask[:length, :length]
         try:
-            features = cast("tuple[Tensor, Tensor, Tensor]", super().forward(image, text))
-            return features[0], features[1], features[2].clamp(max=MAX_LOGIT_SCALE)
+            return cast("tuple[Tensor, Tensor, Tensor]", super().forward(image, text))
         finally:
             self.text.attn_mask = mask
 

@@ -74,7 +74,7 @@ def fold_latent_map(vae: AutoencoderKL, mean: Tensor, linear: Tensor, logvar: Te
     """
     quant, post = _convolutions(vae)
     channels = vae.config.latent_channels
-    mean, linear = mean.double(), linear.double()
+    mean, linear = (each.to(quant.weight.device, torch.float64) for each in (mean, linear))  # were measured on the CPU
     bias = bias_of(quant)
     # Rows [0, C) of quant_conv give the mean, rows [C, 2C) the log-variance.
     quant.weight[:channels] = (linear @ quant.weight[:channels].flatten(1).double()).to(quant.weight)[..., None, None]

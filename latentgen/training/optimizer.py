@@ -146,6 +146,7 @@ def make_optimizer(
     """
     apart = (module for module in network.modules() if isinstance(module, nn.Embedding | PatchDiscriminator))
     undecayed = {id(parameter) for module in apart for parameter in module.parameters()}
+    undecayed |= {id(each) for name, each in network.named_parameters() if name.endswith("positional_embedding")}
     matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -30,6 +30,7 @@ REPORT = "report.html"
 
 TRAINED = {
     "unet": "Diffusion network",
+    "aligned unet": "Diffusion network",
     "vae": "Autoencoder",
     "clip": "Text encoder",
     "lora": "LoRA adapters",
@@ -80,8 +81,9 @@ class RunReport:
         """Write OUT/report.html; where that fails, say so and let the training go on."""
         try:
             write_text(self.run / REPORT, render(read_story(self.run), self._sheets))
-        except OSError as error:
-            logger.warning("%s cannot be written: %s", self.run / REPORT, error.strerror or error)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            logger.warning("%s cannot be written: %s", self.run / REPORT, why)
 
 
 def render(story: Story, reader: SheetReader | None = None) -> str:
@@ -111,14 +113,13 @@ def render(story: Story, reader: SheetReader | None = None) -> str:
 
 def charts_of(story: Story) -> list[Chart]:
     """The run's curves: the loss first, what drives the training last; a validation beside its training figure."""
-    last_step = max(
-        [story.step, *(curve.steps[-1] for curve in (*story.training.values(), *story.validation.values()))]
-    )
     marks = tuple(
         Mark(line["step"], "resumed" if line.get("start") else "failed", is_failure=bool(line.get("failed")))
         for line in story.history
         if line.get("failed") or (line.get("start") and line["step"] > 0)
     )
+    curves = (*story.training.values(), *story.validation.values())
+    last_step = max([story.step, *(curve.steps[-1] for curve in curves), *(mark.step for mark in marks)])
     checked: dict[str, list[Series]] = {}
     for name, curve in story.validation.items():
         figure, pictures = _measured(name)

@@ -32,6 +32,7 @@ from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.training.run_lock import locked
 from latentgen.training.run_settings import CONFIG, check_settings, write_override, write_settings
+from latentgen.training.watch import is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class RunDir:
         """
         self.check_start(resume)
         self._clean()
+        self._clean_caches()
         self._mend_log()
         if not self.checkpoint_folders():
             write_settings(self.path, config)
@@ -174,11 +176,18 @@ class RunDir:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Remove what a killed process left: half a checkpoint, half a sheet of samples, half a cache."""
+        """Remove what a killed process left: half a checkpoint, half a sheet of samples."""
         for leftover in (*self.path.glob(f"{ASIDE}*"), *self.path.glob(f"samples/{ASIDE}*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("cache/.*.tmp")):
+        for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+
+    def _clean_caches(self) -> None:
+        """The same of caches: half of one may be gigabytes. Another run may be writing there; its process is alive."""
+        for leftover in self.path.glob("cache/.*.tmp"):
+            process = leftover.suffixes[-2:-1]
+            if process and process[0][1:].isdigit() and not is_alive(int(process[0][1:])):
+                leftover.unlink(missing_ok=True)
 
     def _mend_log(self) -> None:
         """Cut off a last line that a killed process had not finished."""

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latentgen.config import TrainConfig
 from latentgen.errors import InputError
+from latentgen.training.discriminator import PatchDiscriminator
 
 SWITCH = "ACCELERATE_USE_FSDP"
 SMALLEST_UNIT = 0.01
@@ -43,6 +44,10 @@ def check_can_shard(network: nn.Module, config: TrainConfig) -> None:
     """Raise InputError for a network or a precision that FSDP has no way for."""
     if config.mixed_precision == "fp16":
         raise InputError("--mixed-precision fp16 is not for sharded weights", hint="bf16 is")
+    if any(isinstance(module, PatchDiscriminator) for module in network.modules()):
+        # FSDP's hooks would put back the weights that `VAENetwork` holds as constants.
+        hint = "launch without FSDP: data-parallel"
+        raise InputError("the discriminator of --disc-weight cannot be sharded", hint=hint)
     if scalars := [name for name, parameter in network.named_parameters() if parameter.ndim == 0]:
         raise InputError(
             f"{scalars[0]} is a single number, which FSDP cannot shard", hint="launch without FSDP: data-parallel"

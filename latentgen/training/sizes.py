@@ -11,8 +11,23 @@ DISCRIMINATOR_LAYERS = 3
 """Layers of the patch discriminator that halve the side (`training/discriminator.py`)."""
 
 
-def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, discriminator: bool = False) -> None:
-    """Raise ConfigError for sides that the VAE cannot halve, or crops in which there is no patch to judge."""
+LPIPS_LEAST_PX = 16
+"""VGG16 halves the side four times before the last features that LPIPS compares."""
+
+
+def check_vae_settings(
+    config: VAEConfig,
+    *,
+    crop_px: int,
+    side_px: int,
+    discriminator: bool = False,
+    lpips: bool = False,
+    equivariance: bool = False,
+) -> None:
+    """Raise ConfigError for sides that the VAE cannot halve, or crops in which there is nothing to judge.
+
+    equivariance: crops are decoded at half their side and more.
+    """
     _check_multiple("--resolution", side_px, config.downscale, "this VAE halves them")
     _check_multiple("--crop", crop_px, config.downscale, "this VAE halves them")
     if crop_px > side_px:
@@ -22,9 +37,16 @@ def check_vae_settings(config: VAEConfig, *, crop_px: int, side_px: int, discrim
             f"{config.latent_channels} latent channels cannot come from {config.block_out_channels[-1]} features",
             hint="lower --latent-channels, or widen the last of --channels",
         )
+    latent_side = crop_px // config.downscale
+    decoded_px = config.downscale * (-(-latent_side // 2) if equivariance else latent_side)
+    judged = f"--crop {crop_px}" + (
+        f", made smaller by --equivariance down to {decoded_px} px," if equivariance else ""
+    )
     least_px = 3 * 2**DISCRIMINATOR_LAYERS  # each of its last two convolutions takes one off three
-    if discriminator and crop_px < least_px:
-        raise ConfigError(f"--crop {crop_px} holds no patch for the discriminator: it takes at least {least_px} px")
+    if discriminator and decoded_px < least_px:
+        raise ConfigError(f"{judged} holds no patch for the discriminator: it takes at least {least_px} px")
+    if lpips and decoded_px < LPIPS_LEAST_PX:
+        raise ConfigError(f"{judged} is too small for LPIPS: it takes at least {LPIPS_LEAST_PX} px")
 
 
 def check_crop_fits(crop_px: int, shapes: Sequence[tuple[int, int]]) -> None:

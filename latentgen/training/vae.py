@@ -18,6 +18,7 @@ from latentgen.images.pixels import to_pixels
 from latentgen.images.similarity import psnr_db, ssim
 from latentgen.models.vae import LOGVAR_RANGE, AutoencoderKL
 from latentgen.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from latentgen.training.perceptual import LPIPS
 from latentgen.training.rng import Draw, Order, sample_order
 from latentgen.training.sizes import check_crop_fits, check_vae_settings
 from latentgen.training.vae_settings import VAELossWeights
@@ -128,7 +129,14 @@ class VAEObjective:
         held_out: pictures that are only looked at by `validate`; None: it looks at the last of the set.
         Raises ConfigError as `check_vae_settings` and `check_crop_fits` do.
         """
-        check_vae_settings(config, crop_px=crop_px, side_px=side_px, discriminator=discriminator is not None)
+        check_vae_settings(
+            config,
+            crop_px=crop_px,
+            side_px=side_px,
+            discriminator=discriminator is not None,
+            lpips=isinstance(perceptual, LPIPS),
+            equivariance=weights.equivariance > 0,
+        )
         check_crop_fits(crop_px, pixels.shapes)
         assert (discriminator is not None) == (weights.adversarial > 0), "a weight for a discriminator, or neither"
         self.config, self.pixels, self.data_fingerprint = config, pixels, data_fingerprint
@@ -180,7 +188,10 @@ class VAEObjective:
         return VAEBatch(to_float(torch.stack(crops)), torch.stack(noises), torch.tensor(decoded_side))
 
     def _decoded_side(self, first: Draw, latent_side: int) -> int:
-        """Of one batch, by its first draw: in the share of batches asked for, from half the latents' side up."""
+        """Of one batch, by its first draw: in the share of batches asked for, from half the latents' side up.
+
+        A batch is what one process computes at once, so several processes do not take one process's steps here.
+        """
         if latent_side < 2:
             return latent_side
         generator = first.generator("decoded side")

@@ -202,7 +202,7 @@ class Watch:
             if sign != self._last.get(index):
                 self._last[index], self._changed_at[index] = sign, now
             here = self._is_here(sign)
-            dead = now - self._changed_at[index] > SILENCE_S or (here and not _alive(sign.pid))
+            dead = now - self._changed_at[index] > SILENCE_S or (here and not is_alive(sign.pid))
             if index != self.index and not sign.left and (dead or sign.failure):
                 lost.append(index)
         return lost
@@ -328,7 +328,7 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether there is such a process on this machine, and it runs; a dead one waits for its parent to notice."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -64,6 +64,7 @@ def test_scenes_draws_judges_and_resumes(cli: Cli, tiny_model: Path, probe: Path
     before = snapshot(pictures)
     times = {path: path.stat().st_mtime_ns for path in pictures.iterdir()}
     first.unlink()
+    (out / ".scores.json.4242.tmp").write_text("a killed one was writing this")
     again = cli(*command, *BARE)
     assert again.code == 0, again.err
     assert snapshot(pictures) == before

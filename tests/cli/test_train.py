@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from latentgen.checkpoints.folder import load_model, load_vae
 from latentgen.checkpoints.io import read_tensors
+from latentgen.cli.train_noise import prompt_lines
 from latentgen.presets import EMBEDDED
 from tests.cli.conftest import Cli, Outcome
 from tests.tiny import TINY_MODEL
@@ -270,6 +271,7 @@ def test_bad_options(command: str, arguments: tuple[str, str], says: str, cli: C
         ("train-unet", ("--prediction-type", "x0"), "--prediction-type x0 is not one of epsilon, v_prediction, sample"),
         ("train-unet", ("--min-snr-gamma", "0"), "--min-snr-gamma 0.0 must be positive"),
         ("train-unet", ("--caption-dropout", "2"), "'--caption-dropout'"),
+        ("train-unet", ("--sample-prompts", "/"), "--sample-prompts / cannot be read: Is a directory"),
         ("train-unet", ("--sample-prompts", "none.txt"), "--sample-prompts none.txt cannot be read: No such file"),
     ],
 )
@@ -278,6 +280,11 @@ def test_bad_options_of_one_command(
 ) -> None:
     assert_refused(cli(command, *MINIMAL[command], *arguments), says)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_prompts_are_read_as_other_prompts_are(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf# mine\r\na cat\r\n\r\na hen \xe2\x80\xa8and more\n")
+    assert prompt_lines(tmp_path / "prompts.txt") == ("a cat", "a hen \u2028and more")
 
 
 def test_a_run_needs_an_end(cli: Cli) -> None:

@@ -176,6 +176,11 @@ REFUSED = [
     (("--disc-start", "10"), "--disc-start 10 starts nothing (give --disc-weight too)", 2),
     (("--disc-weight", "1", "--compile"), "--compile and --disc-weight do not go together", 2),
     (("--disc-weight", "1", "--crop", "16"), "--crop 16 holds no patch for the discriminator", 2),
+    (
+        ("--disc-weight", "1", "--crop", "32", "--equivariance", "0.5"),
+        "--crop 32, made smaller by --equivariance down to 16 px, holds no patch for the discriminator",
+        2,
+    ),
     (("--reconstruction", "huber"), "--reconstruction huber is not one of l1, l2", 2),
     (("--perceptual", "vgg"), "--perceptual vgg is not one of auto, lpips, clip, none", 2),
     (("--perceptual", "lpips"), "--perceptual lpips: its weights are not in", 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_clip_loss_is_the_papers(tiny_data: TinyData) -> None:
     labels = torch.arange(6)
     torch.testing.assert_close(loss, (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2)
     assert float(metrics["top1"]) == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_a_logit_scale_beyond_its_limit_comes_back(tiny_data: TinyData) -> None:
+    """Clamped where it comes out it would have no gradient, and stay there for good."""
+    objective = tiny_data.clip()
+    towers = objective.network
+    with torch.no_grad():
+        towers.logit_scale.fill_(5.0)
+    loss, metrics = objective.loss(towers, objective.batch(draws(range(6))), 0)
+    assert float(metrics["logit_scale"]) == pytest.approx(100)
+    assert float(towers.logit_scale.detach()) == pytest.approx(math.log(100))
+    loss.backward()
+    assert towers.logit_scale.grad is not None
+    assert float(towers.logit_scale.grad) != 0
 
 
 def test_the_kept_text_tower_is_the_trained_one(tiny_data: TinyData) -> None:

@@ -14,17 +14,25 @@ from torch import nn
 
 from latentgen.checkpoints.io import is_finite
 from latentgen.data.pixels import PixelCache
-from latentgen.errors import ConfigError
+from latentgen.errors import ConfigError, InputError
 from latentgen.training.caches import weights_fingerprint
 from latentgen.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from latentgen.training.optimizer import make_optimizer
-from latentgen.training.vae import VAEObjective, gradient_l1, kl_divergence
+from latentgen.training.sharding import check_can_shard
+from latentgen.training.vae import VAENetwork, VAEObjective, gradient_l1, kl_divergence
 from latentgen.training.vae_settings import VAELossWeights
 from tests.training.overfitting import draws
 from tests.training.ranks import torchrun
-from tests.training.tiny_runs import VAE, TinyData, gradient_difference, state_hashes, train
+from tests.training.tiny_runs import SHORT_RUN, VAE, TinyData, gradient_difference, state_hashes, train
 
 SIDE_PX = 24
+
+
+def test_it_is_not_sharded() -> None:
+    network = VAENetwork(VAE, discriminator=PatchDiscriminator(width=8))
+    with pytest.raises(InputError, match="the discriminator of --disc-weight cannot be sharded"):
+        check_can_shard(network, SHORT_RUN)
+    check_can_shard(VAENetwork(VAE), SHORT_RUN)
 
 
 def adversarial(data: TinyData, *, start: int, decoder_only: bool = False, weight: float = 0.5) -> VAEObjective:

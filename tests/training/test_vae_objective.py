@@ -9,11 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latentgen.data.pixels import PixelCache, to_float
 from latentgen.errors import ConfigError
 from latentgen.images.similarity import psnr_db, ssim
+from latentgen.models.vae import AutoencoderKL
 from latentgen.training.latent_statistics import (
+    fold_latent_map,
     fold_latent_statistics,
     latent_geometry,
     latent_statistics,
@@ -104,6 +107,16 @@ def test_crops_come_from_the_picture(tiny_data: TinyData) -> None:
         assert min(float(plain), float(flipped)) == 0
         mirrored += float(plain) > 0
     assert 2 <= mirrored <= 18
+
+
+def test_statistics_measured_on_the_cpu_are_folded_into_a_network_elsewhere() -> None:
+    """On a GPU that torch only pretends to have."""
+    mean, std = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.1])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            vae = AutoencoderKL(VAE)
+        fold_latent_statistics(vae, mean, std)
+        fold_latent_map(vae, mean.double(), torch.eye(2, dtype=torch.float64), torch.zeros(2))
 
 
 def test_folding_makes_latents_white_and_changes_no_picture(tiny_data: TinyData) -> None:

@@ -125,6 +125,24 @@ def test_the_loss_ignores_what_is_unknown(config: ProbeConfig) -> None:
     assert probe_loss(answers, known) > probe_loss(answers, silent)
 
 
+def test_a_picture_is_held_back_whatever_else_is_there(data: LabelledPictures) -> None:
+    labels = tuple({**each, "seed": k} for k, each in enumerate(data.labels))
+    whole, part = LabelledPictures(data.pixels, labels), LabelledPictures(data.pixels[:40], labels[:40])
+
+    def seeds(pictures: LabelledPictures) -> set[int]:
+        return {each["seed"] for each in pictures.labels}
+
+    learnt, held = whole.hold_back(0.25, least=2)
+    assert seeds(learnt) | seeds(held) == set(range(64))
+    assert len(learnt) + len(held) == 64
+    assert 8 <= len(held) <= 24
+    of_part = part.hold_back(0.25, least=2)[1]
+    assert seeds(of_part) == seeds(held) & set(range(40))
+    first = int(held.labels[0]["seed"])
+    assert torch.equal(held.pixels[0], data.pixels[first])
+    assert len(whole.hold_back(0.0, least=5)[1]) == 5
+
+
 def test_it_learns_from_labels(trained: Probe, data: LabelledPictures) -> None:
     accuracy = measure_probe(trained, data)
     assert min(accuracy[name] for name in ("nouns", "count", "colour", "position", "time")) > 0.95, accuracy

@@ -66,6 +66,14 @@ def test_which_parameter_goes_where() -> None:
     assert all("linear.weight" not in names_in(network, group) for group in make(network).param_groups)
 
 
+def test_positions_are_embeddings_too() -> None:
+    """CLIP's are bare parameters, of two dimensions as a matrix is."""
+    network = Small()
+    network.register_parameter("positional_embedding", nn.Parameter(torch.randn(7, 8)))
+    _, _, plain = make(network, muon_lr=0.05).param_groups
+    assert "positional_embedding" in names_in(network, plain)
+
+
 def test_without_muon_it_is_torchs_adamw() -> None:
     ours, theirs = networks()
     optimizer = make(ours)

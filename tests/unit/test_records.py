@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from latentgen.data.records import fingerprint, list_records
+from latentgen.data.records import fingerprint, list_records, pictures_fingerprint
 from latentgen.errors import InputError, ModelNotFoundError
 
 Members = list[tuple[str, bytes]]
@@ -129,6 +129,19 @@ def test_held_out_compositions_are_kept_apart(tmp_path: Path) -> None:
     assert [record.key for record in list_records(tmp_path)] == ["a", "b", "c"]
     assert [record.key for record in list_records(tmp_path, held_out=True)] == ["a"]
     assert [record.key for record in list_records(tmp_path, held_out=False)] == ["b", "c"]
+
+
+def test_pictures_have_a_fingerprint_of_their_own(tmp_path: Path) -> None:
+    """Decoded and encoded pictures are kept by it: a corrected caption must not cost them."""
+    files = {"a.png": b"1", "a.txt": b"teh cat"}
+    first = list_records(write_folder(tmp_path, files))
+    before, pictures = fingerprint(first), pictures_fingerprint(first)
+    (tmp_path / "a.txt").write_text("the cat")
+    after = list_records(tmp_path)
+    assert fingerprint(after) != before
+    assert pictures_fingerprint(after) == pictures
+    write_folder(tmp_path, {"b.png": b"2", "b.txt": b"another"})
+    assert pictures_fingerprint(list_records(tmp_path)) != pictures
 
 
 def test_fingerprint_tells_what_changed_and_not_when(tmp_path: Path) -> None:

@@ -490,6 +490,19 @@ def test_it_is_written_as_the_run_goes_on(tmp_path: Path) -> None:
     assert str(tmp_path) not in page
 
 
+def test_a_name_that_is_no_text_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / os.fsdecode(b"run\xff")
+    run.mkdir()
+    write_run(run, [line(1, 1.0)])
+    RunReport(run).write()
+    assert "report.html cannot be written: 'utf-8' codec" in caplog.text
+
+
+def test_the_mark_of_a_failure_is_within_its_chart(tmp_path: Path) -> None:
+    write_run(tmp_path, [{"start": True, "step": 0}, line(150, 1.0), {"failed": True, "step": 183, "error": "full"}])
+    assert all(chart.last_step == 183 for chart in charts_of(read_story(tmp_path)))
+
+
 def test_a_disk_that_refuses_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

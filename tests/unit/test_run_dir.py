@@ -131,14 +131,16 @@ def damage(folder: Path, file: str = "model.safetensors") -> None:
 
 
 def test_what_a_killed_process_left_half_done_is_removed(run: RunDir) -> None:
-    leftovers = [run.path / ".log.1.tmp", run.path / "cache" / ".latents-1.npy.77.tmp"]
+    nobody = 2**22 + 1  # beyond the largest number of a process
+    leftovers = [run.path / ".log.1.tmp", run.path / "cache" / f".latents-1.npy.{nobody}.tmp"]
     for each in leftovers:
         each.parent.mkdir(parents=True, exist_ok=True)
         each.write_bytes(b"half")
-    whole = run.path / "cache" / "latents-1.npy"
-    whole.write_bytes(b"whole")
+    kept = [run.path / "cache" / "latents-1.npy", run.path / "cache" / f".latents-2.npy.{os.getpid()}.tmp"]
+    for each in kept:
+        each.write_bytes(b"whole, or being written by a run that shares this cache")
     run.start({"a": 1}, resume=None)
-    assert [each.exists() for each in (*leftovers, whole)] == [False, False, True]
+    assert [each.exists() for each in (*leftovers, *kept)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
