@@ -28,7 +28,15 @@ OURS = ["-m", "latentgen"]
 COMMANDS = {
     "latentgen --help": [*OURS, "--help"],
     "latentgen generate (bad argument)": [*OURS, "generate", PROMPT, "--steps", "0"],
-    "latentgen generate (demo)": [*OURS, "generate", PROMPT, "--seed=42", "--guidance=7.5", "--output={out}/demo.png"],
+    "latentgen generate (demo)": [
+        *OURS,
+        "generate",
+        PROMPT,
+        "--seed=42",
+        "--guidance=7.5",
+        "--device=cpu",
+        "--output={out}/demo.png",
+    ],
 }
 """What is told to Python."""
 THEIRS = """
@@ -57,7 +65,7 @@ import torch
 torch_s = time.perf_counter() - start
 from latentgen import GenerationRequest, TextToImage, embedded_model_path
 imported_s = time.perf_counter() - start - torch_s
-model = TextToImage.load()
+model = TextToImage.load(device="cpu")
 loaded_s = time.perf_counter() - start - torch_s - imported_s
 result = next(iter(model.draw({prompt!r}, seed=42, guidance=7.5)))
 t = result.timings

@@ -82,6 +82,7 @@ class Diffusers:
         pipe.vae.to(memory_format=torch.channels_last)
         if compile:
             how: dict[str, Any] = {"backend": "eager"} if told.tiny else {"mode": told.mode}
+            how["dynamic"] = False  # as ours: for every batch size its own kernels
             pipe.unet = torch.compile(pipe.unet, fullgraph=True, **how)
             pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, **how)
         self.pipe, self.told = pipe, told
@@ -104,13 +105,13 @@ def work(told: argparse.Namespace) -> None:
     print("ready", flush=True)
     for number, line in enumerate(sys.stdin):
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(told.device)
         started = time.perf_counter()
         side.draw(f"a lighthouse at sunset, picture {number}", int(line))
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(told.device)
         taken = time.perf_counter() - started
-        peak = torch.cuda.max_memory_reserved() / 2**20 if on_gpu else 0.0
+        peak = torch.cuda.max_memory_reserved(told.device) / 2**20 if on_gpu else 0.0
         print(json.dumps({"seconds": taken, "peak_mib": peak}), flush=True)
 
 

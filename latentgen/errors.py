@@ -5,6 +5,7 @@ A message is one line that names the cause; `hint` is the way out. `cli/boundary
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 
@@ -62,3 +63,13 @@ class PartialFailure(LatentgenError):
     """Some of several pictures could not be made."""
 
     exit_code = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was refused; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # On a CPU and on Apple's GPUs torch raises a plain RuntimeError.
+    refusals = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -20,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
+from latentgen.checkpoints.hashes import sha256
 from latentgen.checkpoints.header import open_header
 from latentgen.checkpoints.hub_cache import (
     MAIN,
     HubName,
     cache_folder,
-    cached_snapshots,
     offline_variable,
     repository_folder,
 )
@@ -145,14 +144,6 @@ def fetch(pull: Pull, report: Report) -> Path:
     return folder
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def gigabytes(size: int) -> str:
     """A number of bytes for people: 4.27 GB, 335 MB, 12 kB."""
     if size >= 10**9:
@@ -266,7 +257,7 @@ def _fetch_blob(pull: Pull, file: RemoteFile, report: Report) -> None:
         )
         out.flush()
         os.fsync(out.fileno())
-        found = file_sha256(part)
+        found = sha256(part)
         if found != file.sha256:
             part.unlink()
             raise ModelLoadError(
@@ -340,8 +331,11 @@ def _check_configs(paths: Iterable[Path]) -> Path:
 def _prepare_library() -> None:
     """Nothing but what is asked for goes out; nothing but our own words reaches the terminal."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported
+    from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars, logging
 
+    # Another program's way of writing files, which would write past ours and cannot go on where one was given up.
+    constants.HF_HUB_ENABLE_HF_TRANSFER = False
     logging.set_verbosity_error()
     disable_progress_bars()
 
@@ -394,6 +388,6 @@ def _failure(name: HubName, error: BaseException) -> BaseException:
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return error  # a folder that may not be written to, as everywhere
-    has_begun = any(cached_snapshots(name.repository))
+    has_begun = any((repository_folder(name.repository) / "blobs").glob("*"))
     hint = "what has arrived is kept; pull it again to go on" if has_begun else "is there a network? see HF_ENDPOINT"
     return RuntimeFailure(f"{name} could not be fetched: the connection failed ({type(error).__name__})", hint=hint)

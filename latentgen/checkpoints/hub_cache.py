@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,14 @@ def cached_name(path: Path) -> HubName | None:
 
 
 def plan_removal(name: HubName) -> Removal | None:
-    """What `remove` would delete: the commit of `name.revision`, or all if that is None; None if nothing is here."""
+    """What `remove` would delete: the commit of `name.revision`, or all if that is None; None if nothing is here.
+
+    No commits: what an interrupted pull left before it had any.
+    """
+    place = repository_folder(name.repository)
+    if name.revision is None and not any(cached_snapshots(name.repository)):
+        begun = [each for each in place.glob("blobs/*") if each.is_file()]
+        return Removal(name, (), sum(each.stat().st_size for each in begun)) if begun else None
     information = _scan(name.repository)
     if information is None:
         return None
@@ -157,6 +165,9 @@ def plan_removal(name: HubName) -> Removal | None:
 
 def remove(removal: Removal) -> None:
     """Delete the commits from the cache; files that other commits of the model share stay."""
+    if not removal.commits:
+        shutil.rmtree(repository_folder(removal.name.repository))
+        return
     information = _scan(removal.name.repository)
     if information is not None:
         information.delete_revisions(*removal.commits).execute()

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TextIO
 
 from latentgen import __version__
-from latentgen.errors import LatentgenError, OutOfMemoryError, RuntimeFailure
+from latentgen.errors import LatentgenError, OutOfMemoryError, RuntimeFailure, is_out_of_memory
 
 MAX_LINE = 300
 """Characters of an error line; `--verbose` prints all of it."""
@@ -83,7 +83,7 @@ def _as_ours(error: BaseException) -> tuple[str, str | None, int] | None:
     """Message, hint and exit code of a failure that is not a bug of ours."""
     if isinstance(error, LatentgenError):
         return error.message, error.hint, error.exit_code
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         hint = "a smaller --size, --batch-size 1, or --dtype bfloat16 needs less"
         return "not enough memory", hint, OutOfMemoryError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSALS:
@@ -111,14 +111,6 @@ def _usage_line(error: BaseException) -> tuple[str, str | None, int]:
         message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
         message = message[:1].lower() + message[1:]
     return message, hint, int(getattr(error, "exit_code", 2))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _record_bug(error: BaseException) -> tuple[str, str]:

@@ -112,7 +112,9 @@ def generate(
     check_memory(requests, config, computer.device, computer.dtype)
     undrawn = requests if sweep is None else sweep.undrawn(requests)
     paths = files.check(undrawn)
-    seeing = Seeing(watching, pictures=len(undrawn), overwrite=file.overwrite)
+    # Which pictures of a sweep are there is known once the model is: until then there may be as many as all.
+    expected = len(undrawn) if sweep is None else len(requests)
+    seeing = Seeing(watching, pictures=expected, overwrite=file.overwrite)
     if len(undrawn) < len(requests):
         console.note(f"{len(requests) - len(undrawn)} of {len(requests)} pictures are in {files.folder} already")
     for note in [*init_files.notes, *pass_notes(undrawn, config)]:
@@ -120,9 +122,9 @@ def generate(
     if messages.dry_run:
         _print_plan(console, undrawn, paths, config.size_multiple_px)
         return
-    if not ranks.has_share(len(undrawn)):
+    if not ranks.has_share(expected):
         return
-    with ranks.together(len(undrawn)):
+    with ranks.together(expected):
         # Build
         from latentgen.cli.loading import load_model
 

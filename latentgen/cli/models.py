@@ -266,7 +266,7 @@ def _remove_pulled(console: Console, name: str, yes: bool) -> None:
         if Path(name).exists():
             raise InputError(f"{name} is a path, and latentgen removes only what it keeps", hint="delete it yourself")
         raise ModelNotFoundError(f"there is no model {name} here", hint="see: latentgen models list")
-    revisions = f"{len(removal.commits)} revision(s)"
+    revisions = f"{len(removal.commits)} revision(s)" if removal.commits else "a pull that was not finished"
     _ask(console, f"{name}: {revisions} in the Hugging Face cache, {gigabytes(removal.freed_bytes)} are freed.", yes)
     remove(removal)
     console.note(f"removed {name}")
@@ -277,7 +277,7 @@ def _ask(console: Console, fact: str, yes: bool) -> None:
     console.note(fact)
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]  None if closed
         raise InputError("nothing was removed: there is no terminal to ask on", hint="--yes removes without asking")
     print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

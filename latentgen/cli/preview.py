@@ -102,6 +102,7 @@ class TerminalPreview:
         self._stream = stream
         self._graphics: Graphics = graphics
         self._reserved = 0
+        self._number = 0
 
     def show(self, pixels: Pixels, caption: str) -> None:
         from latentgen.images.terminal import draw
@@ -109,7 +110,7 @@ class TerminalPreview:
         pixels, columns, rows = self._fitted(pixels)
         text = "" if self._reserved else "\n" * rows
         self._reserved = self._reserved or rows
-        text += f"\x1b[{self._reserved}A\r{draw(pixels, self._graphics, columns, rows)}"
+        text += f"\x1b[{self._reserved}A\r{draw(pixels, self._graphics, columns, rows, number=self._number)}"
         self._stream.write(f"{text}\x1b[{self._reserved}B\r{caption}\x1b[K")
         self._stream.flush()
 
@@ -118,6 +119,7 @@ class TerminalPreview:
             self._stream.write("\n")
             self._stream.flush()
         self._reserved = 0
+        self._number += 1  # what is drawn next does not take this one's place
 
     def _fitted(self, pixels: Pixels) -> tuple[Pixels, int, int]:
         """The picture as it is drawn, and the columns and rows it takes; within the window and MAX_COLUMNS."""
@@ -139,7 +141,12 @@ class TerminalPreview:
             return np.asarray(image), columns, rows
         if self._graphics == "sixel":
             row_px = _cell_height_px(self._stream) or SIXEL_ROW_PX
-            return pixels, columns, -(-height // row_px)
+            # Shown pixel by pixel, so it is the pixels that must fit; a cell is taken for twice as high as wide.
+            scale = min(1.0, columns * row_px / 2 / width, rows * row_px / height)
+            if scale < 1:
+                size = (max(1, int(width * scale)), max(1, int(height * scale)))
+                pixels = np.asarray(Image.fromarray(pixels, "RGB").resize(size, Image.Resampling.LANCZOS))
+            return pixels, columns, -(-len(pixels) // row_px)
         return pixels, columns, rows
 
 

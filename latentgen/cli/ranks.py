@@ -260,8 +260,10 @@ class Leader(Launched):
     def _start(self, index: int, port: int) -> subprocess.Popen[bytes]:
         own = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": self.count, "OMP_NUM_THREADS": self._threads}
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        # Modules are looked for where this process looks: in the current folder only if it does so itself.
+        safely = [] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"]
         return subprocess.Popen(
-            [sys.executable, "-m", "latentgen", *sys.argv[1:]],
+            [sys.executable, *safely, "-m", "latentgen", *sys.argv[1:]],
             env={**os.environ, **{name: str(value) for name, value in (own | place).items()}},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the first process, which ends the others

@@ -101,7 +101,7 @@ def replay(
         dtype=recorded_dtype if dtype == "auto" else dtype,
         threads=_threads(recorded.computation) if threads is None else threads,
         fast=recorded.computation.kernels != "none",
-        int8=recorded.computation.kernels.endswith("int8"),
+        int8=recorded.computation.kernels.endswith("int8") and _has_int8(device, dtype, recorded_dtype),
         compile=recorded.computation.kernels == COMPILED and device.startswith("cuda"),
         remembered=not verify,
     )
@@ -244,6 +244,18 @@ def _folder(recorded: PictureMetadata, model: str | None) -> Path:
             hint="name its folder with --model",
         )
     return resolve_model(recorded.model)
+
+
+def _has_int8(device: str, dtype: str, recorded_dtype: str) -> bool:
+    """Whether this machine draws with 8-bit integers as the picture was drawn; if not, `compare` says what differs."""
+    from latentgen.kernels.int8 import why_not_int8
+    from latentgen.kernels.layers import why_no_onednn
+    from latentgen.pipeline.devices import choose_device, choose_dtype
+
+    chosen = choose_device(device)
+    precision = choose_dtype(recorded_dtype if dtype == "auto" else dtype, chosen)
+    is_fast = chosen.type == "cpu" and str(precision) == "torch.bfloat16"
+    return is_fast and why_no_onednn() is None and why_not_int8() is None
 
 
 def _threads(recorded: Computation) -> int:

@@ -49,7 +49,7 @@ class PreconditionedDenoiser(ABC):
         sigma = sigma.detach().to("cpu").to(torch.float64)
         c_skip, c_out = self.skip_and_out(sigma)
         c_in = (1.0 + sigma**2).rsqrt()
-        t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device, non_blocking=True)
+        t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device, non_blocking=may_run_ahead(x.device))
         prediction = self.network(_per_sample(c_in, x) * x, t)
         return _per_sample(c_skip, x) * x + _per_sample(c_out, x) * prediction.to(x.dtype)
 
@@ -91,4 +91,10 @@ def make_denoiser(network: Network, schedule: NoiseSchedule, prediction_type: Pr
 
 def _per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
     """(B,) float64 to (B, 1, ...) of x's dtype, on its device, which is not waited for."""
-    return coefficient.to(x.dtype).to(x.device, non_blocking=True).view(-1, *(1,) * (x.ndim - 1))
+    placed = coefficient.to(x.dtype).to(x.device, non_blocking=may_run_ahead(x.device))
+    return placed.view(-1, *(1,) * (x.ndim - 1))
+
+
+def may_run_ahead(device: torch.device) -> bool:
+    """Whether a copy to the device need not be waited for. On MPS it reads its source later, when it may be gone."""
+    return device.type == "cuda"

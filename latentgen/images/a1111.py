@@ -112,6 +112,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 
 # What it means to us
 
+_RESCALES = ("CFG Rescale phi", "CFG Rescale φ", "CFG rescale")
 _USED = {
     "Steps",
     "Sampler",
@@ -122,9 +123,7 @@ _USED = {
     "Clip skip",
     "Eta",
     "Eta DDIM",
-    "CFG Rescale phi",
-    "CFG Rescale φ",
-    "CFG rescale",
+    *_RESCALES,
     "Model",
     "Denoising strength",
     "Hires upscale",
@@ -141,6 +140,7 @@ _REASONS = {
     "Variation seed": "the noise follows from one seed",
     "Variation seed strength": "the noise follows from one seed",
     "ENSD": "the noise of every step follows from the seed itself",
+    "Eta": "ancestral samplers add all of their noise",
     "Face restoration": "no other model works on a finished picture",
     "Tiling": "pictures have edges",
     "Mask blur": "give it with --mask-blur to generate",
@@ -172,6 +172,8 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
     if noise != "CPU":
         remarks.append(f"starting noise: {short(noise)} noise there, the CPU's here, which differs for the same seed")
     remarks += [_remark(key, value) for key, value in fields.items() if key not in _USED and key not in _SAID]
+    if as_number(fields.get("Eta")) not in (None, 1) and sampler != "DDIM":
+        remarks.append(_remark("Eta", fields["Eta"]))
     return ForeignMetadata(
         tool=_tool(fields),
         prompt=prompt,
@@ -185,7 +187,7 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
             width_px=width_px,
             height_px=height_px,
             eta=as_number(fields.get("Eta DDIM") or (fields.get("Eta") if sampler == "DDIM" else None)),
-            guidance_rescale=as_number(fields.get("CFG Rescale phi") or fields.get("CFG Rescale φ")),
+            guidance_rescale=as_number(next((fields[key] for key in _RESCALES if key in fields), None)),
             clip_skip=as_whole(fields.get("Clip skip")),
             hires_scale=hires_scale,
             hires_strength=strength if hires_scale is not None else None,

@@ -36,6 +36,8 @@ MAX_WALK = 200
 
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 _SAVERS = ("SaveImage", "PreviewImage", "SaveAnimatedWEBP", "SaveAnimatedPNG")
+_TRANSPARENT = (*_SAVERS, "VAEDecode", "VAEDecodeTiled", "Reroute")
+"""Nodes behind the last sampler that do nothing to a picture which is not done here too."""
 _TEXTS = (
     "text",
     "text_g",
@@ -153,11 +155,12 @@ def _first_sampler(reading: _Reading) -> Node | None:
     """The sampler that starts the saved picture: the last one on the way up from it. Later passes are remarked on."""
     saved = [node for node in reading.nodes.values() if node.kind in _SAVERS]
     for saver in saved or reading.nodes.values():
-        samplers = [
-            node
-            for node in reading.up(saver, "images", "image", "pixels", "samples", "latent_image", "latent")
-            if node.kind in SAMPLERS
-        ]
+        way = list(reading.up(saver, "images", "image", "pixels", "samples", "latent_image", "latent"))
+        samplers = [node for node in way if node.kind in SAMPLERS]
+        if saved and samplers:
+            for node in way[: way.index(samplers[0])]:
+                if node.kind not in _TRANSPARENT:
+                    reading.remark(f"{short(node.kind)}: what it does to the picture is not done here")
         for later in samplers[:-1]:
             strength = as_number(reading.value(later, "denoise"))
             amount = "" if strength is None else f" of strength {strength:g}"

@@ -21,12 +21,15 @@ from latentgen.images.foreign import (
     init_remark,
     lora_remark,
     parse_object,
+    short,
 )
 from latentgen.images.foreign_names import sampler_word, schedule_word
 
 if TYPE_CHECKING:
     from latentgen.images.files import PictureText
 
+OFF = ("None", "none", "[]", "False")
+"""What these tools write, in words, where a setting is not used."""
 Keys = Mapping[str, str]
 """Our name of a setting to the tool's."""
 
@@ -41,6 +44,8 @@ class FlatForm:
     """Keys that name a picture it started from."""
     noise: str | None = None
     """Where the starting noise is not that of torch's CPU generator."""
+    changes: Sequence[str] = field(default=())
+    """Further keys that change a picture and are not here."""
 
 
 def read(text: PictureText) -> ForeignMetadata | None:
@@ -64,6 +69,8 @@ def _interpret(form: FlatForm, said: Mapping[str, Any]) -> ForeignMetadata:
     remarks = [lora_remark(*each) for each in _loras(said)]
     if any(said.get(name) for name in form.init):
         remarks.append(init_remark())
+    in_use = [key for key in form.changes if said.get(key) and str(said[key]) not in OFF]
+    remarks += [f"{key} {short(str(said[key]))}: not a setting that latentgen has" for key in in_use]
     if form.noise is not None:
         remarks.append(f"starting noise: {form.noise}; here the CPU draws other noise for the same seed")
     return ForeignMetadata(
@@ -94,7 +101,10 @@ def _loras(said: Mapping[str, Any]) -> list[tuple[object, object]]:
         listed = [_list(said.get(key)) for key in (names, weights)]
         if listed[0] and not isinstance(listed[0][0], dict):
             strengths = [*listed[1], *[None] * len(listed[0])]
-            found += [(str(name).rsplit("/", 1)[-1], at) for name, at in zip(listed[0], strengths, strict=False)]
+            for name, strength in zip(listed[0], strengths, strict=False):
+                if len(pair := _list(name)) >= 2:  # Fooocus: name, strength, hash
+                    name, strength = pair[0], pair[1]
+                found.append((str(name).rsplit("/", 1)[-1], strength))
     for key in ("lora", "loras"):
         found += [
             (each.get("model", each.get("name", "")), each.get("weight", each.get("strength")))
@@ -150,7 +160,13 @@ def _unescape(text: str) -> str:
 
 
 def _novelai(text: PictureText) -> dict[str, Any] | None:
-    return parse_object(text.chunks.get("Comment")) if text.chunks.get("Software") == "NovelAI" else None
+    if text.chunks.get("Software") != "NovelAI":
+        return None
+    said = parse_object(text.chunks.get("Comment"))
+    if said is None:
+        return None
+    from_a_picture = str(said.get("request_type", "")).startswith(("Img2Img", "NativeInfilling"))
+    return {**said, "model": text.chunks.get("Source", ""), "image": said.get("image") or from_a_picture}
 
 
 _COMMON: Keys = {"prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seed", "steps": "steps"}
@@ -179,6 +195,7 @@ FORMS: tuple[FlatForm, ...] = (
             "version": "swarm_version",
         },
         init=("initimage", "initimagecreativity"),
+        changes=("vae", "variationseed", "variationseedstrength", "refinermodel", "refinerupscale", "controlnetmodel"),
     ),
     FlatForm(
         "Fooocus",
@@ -193,6 +210,7 @@ FORMS: tuple[FlatForm, ...] = (
             "clip_skip": "clip_skip",
             "version": "version",
         },
+        changes=("refiner_model", "styles", "sharpness", "adm_guidance", "freeu", "vae"),
     ),
     FlatForm(
         "Draw Things",
@@ -220,7 +238,10 @@ FORMS: tuple[FlatForm, ...] = (
             "sampler": "sampler",
             "schedule": "noise_schedule",
             "guidance_rescale": "cfg_rescale",
+            "model": "model",
         },
         init=("image",),
+        noise="drawn on a GPU there",
+        changes=("sm", "sm_dyn", "dynamic_thresholding", "skip_cfg_above_sigma"),
     ),
 )

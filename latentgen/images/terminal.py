@@ -21,7 +21,7 @@ Graphics = Literal["kitty", "iterm2", "sixel", "blocks"]
 KITTY_CHUNK = 4096
 """Base64 characters of one kitty command, at most."""
 KITTY_IMAGE_ID = 7_301
-"""A new picture under the same number replaces the old one."""
+"""Of the first picture: a new one under the same number replaces the old one, wherever it stands."""
 SIXEL_COLOURS = 128
 _SIXEL_TERMS = ("foot", "mlterm", "yaft", "contour")
 
@@ -51,14 +51,14 @@ def why_no_picture(environment: Mapping[str, str], *, is_terminal: bool) -> str 
     return None
 
 
-def draw(pixels: Pixels, graphics: Graphics, columns: int, rows: int) -> str:
+def draw(pixels: Pixels, graphics: Graphics, columns: int, rows: int, *, number: int = 0) -> str:
     """The escape sequences of a picture, in place: the cursor ends where it began, at the picture's upper left.
 
     `columns` and `rows` are the cells the picture takes (`cells_of`). With "blocks" the picture's size decides:
-    it must be `columns` wide and 2 `rows` high; sixel shows pixels as they are.
+    it must be `columns` wide and 2 `rows` high; sixel shows pixels as they are. number: of the picture, from 0.
     """
     if graphics == "kitty":
-        return kitty(pixels, columns, rows)
+        return kitty(pixels, columns, rows, number=number)
     if graphics == "iterm2":
         return f"\x1b7{iterm2(pixels, columns, rows)}\x1b8"
     if graphics == "sixel":
@@ -89,11 +89,11 @@ def half_blocks(pixels: Pixels) -> str:
     return "\r\n".join(lines) + f"\r\x1b[{len(lines) - 1}A" if len(lines) > 1 else lines[0] + "\r"
 
 
-def kitty(pixels: Pixels, columns: int, rows: int) -> str:
+def kitty(pixels: Pixels, columns: int, rows: int, *, number: int = 0) -> str:
     """A PNG in chunks, shown over the given cells. The cursor does not move (C=1) and nothing is answered (q=2)."""
     data = base64.standard_b64encode(_png(pixels)).decode("ascii")
     chunks = [data[i : i + KITTY_CHUNK] for i in range(0, len(data), KITTY_CHUNK)]
-    first = f"a=T,f=100,i={KITTY_IMAGE_ID},p=1,q=2,C=1,c={columns},r={rows},"
+    first = f"a=T,f=100,i={KITTY_IMAGE_ID + number},p=1,q=2,C=1,c={columns},r={rows},"
     return "".join(
         f"\x1b_G{first if i == 0 else ''}m={int(i < len(chunks) - 1)};{chunk}\x1b\\" for i, chunk in enumerate(chunks)
     )

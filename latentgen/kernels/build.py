@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,22 +39,27 @@ def build(target: Path = LIBRARY) -> str | None:
     """Compile to `target`, replacing it as a whole; why that was not possible, or None."""
     if (reason := why_not_here()) is not None:
         return reason
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX", ""))
+    if not compiler:
+        compiler = [each for name in ("c++", "g++", "clang++") if (each := shutil.which(name))][:1]
+    if not compiler:
         return "there is no C++ compiler (on Debian: apt install g++)"
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
         linked = target.with_suffix(f".{os.getpid()}.tmp")
         # Linked without -fopenmp: a second OpenMP in the process would have threads of its own beside torch's.
         for command in (
-            *([compiler, *COMPILE, "-c", str(a), "-o", str(b)] for a, b in zip(SOURCES, objects, strict=True)),
-            [compiler, "-shared", "-static-libgcc", *map(str, objects), "-o", str(linked)],
+            *([*compiler, *COMPILE, "-c", str(a), "-o", str(b)] for a, b in zip(SOURCES, objects, strict=True)),
+            [*compiler, "-shared", "-static-libgcc", *map(str, objects), "-o", str(linked)],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            except OSError as error:
+                return f"{compiler[0]} cannot be run: {error.strerror}"
             if done.returncode != 0:
                 linked.unlink(missing_ok=True)
                 message = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
-                return f"{Path(compiler).name} failed: {message}"
+                return f"{Path(compiler[0]).name} failed: {message}"
         linked.replace(target)
     return None
 

@@ -42,7 +42,7 @@ def quantize(x: Tensor) -> tuple[Tensor, float]:
     scale = float(torch.maximum(-low, high)) / LARGEST
     inverse = 0.0 if scale == 0 else 1 / scale
     x = x.contiguous()
-    codes = torch.empty(x.shape, dtype=torch.uint8)
+    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     for part, run in zip(codes.view(-1).split(_RUN), x.view(-1).split(_RUN), strict=True):
         part.copy_(run.float().mul_(inverse).add_(_ZERO + 0.5))  # to a byte by cutting off, so this rounds
     return codes, scale

@@ -42,6 +42,8 @@ def why_no_onednn() -> str | None:
     """Why weights cannot be laid out for oneDNN, by torch's own way to it; None if they can."""
     if not torch.backends.mkldnn.is_available() or not hasattr(_onednn, "_reorder_linear_weight"):
         return "this torch has no oneDNN"
+    if hasattr(_onednn, "_is_mkldnn_bf16_supported") and not _onednn._is_mkldnn_bf16_supported():
+        return "oneDNN has no bfloat16 on this CPU"
     return None
 
 

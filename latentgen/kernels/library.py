@@ -132,7 +132,9 @@ def fused_group_norm(
     """
     batch, channels, height, width = x.shape
     out = x if in_place else torch.empty_like(x, memory_format=torch.channels_last)
-    told = None if addend is None else addend.contiguous().data_ptr()
+    addend = None if addend is None else addend.contiguous()
+    assert addend is None or addend.dtype == torch.bfloat16, "the addend is bfloat16"
+    told = None if addend is None else addend.data_ptr()
     sizes = (batch, height * width, channels, groups)
     if _called().latentgen_group_norm(
         x.data_ptr(), told, weight.data_ptr(), bias.data_ptr(), out.data_ptr(), *sizes, eps, silu
@@ -186,14 +188,15 @@ def winograd_convolution(
     if doubled:
         height, width = 2 * height, 2 * width
     if out is None:
-        out = torch.empty((batch, outs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+        size = (batch, outs, height, width)
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     parts = [each for each in (x, kernels, bias, residual, out) if each is not None]
     assert all(each.dtype == torch.bfloat16 for each in parts), "all of them are bfloat16"
     assert kernels.ndim == 1, "the kernels are laid out"
     assert out is not x, "a pixel is read after its neighbours are written"
     threads, library = torch.get_num_threads(), _called()
     sizes = (batch, height, width, into, outs)
-    workspace = torch.empty(library.latentgen_winograd_workspace(*sizes, threads), dtype=torch.uint8)
+    workspace = torch.empty(library.latentgen_winograd_workspace(*sizes, threads), dtype=torch.uint8, device=x.device)
     addresses = [None if each is None else each.data_ptr() for each in (x, kernels, bias, residual, out)]
     library.latentgen_winograd(*addresses, *sizes, doubled, workspace.data_ptr(), threads)
     return out

@@ -73,7 +73,7 @@ class FastUpsample(nn.Module):
             return self.plain().to(x.dtype)(x)
         batch, channels, height, width = x.shape
         size = (batch, channels, 2 * height, 2 * width)
-        larger = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        larger = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         # Padded here: oneDNN, asked to pad by itself, sums such kernels in an order that depends on the threads.
         padded = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1))
         rows = max(1, _NUMBERS_AT_A_TIME // (batch * 4 * channels * (width + 1)))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from latentgen.diffusion.latents import LatentSpace
-from latentgen.errors import RuntimeFailure
+from latentgen.errors import RuntimeFailure, is_out_of_memory
 from latentgen.images.pixels import Pixels, to_pixels
 from latentgen.kernels.memory import large_tensors_mapped, return_freed_memory
 from latentgen.kernels.vae import lay_out
 from latentgen.models.vae import AutoencoderKL
-from latentgen.pipeline.tiling import Tiling, decode_tiled, encode_tiled, is_out_of_memory, needs_tiles
+from latentgen.pipeline.tiling import Tiling, decode_tiled, encode_tiled, needs_tiles
 
 _LARGE = 512 * 512
 """Pixels from which the autoencoder wants so much memory that what the steps have held is given back first, and that

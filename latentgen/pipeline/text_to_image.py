@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from latentgen import __version__, embedded_model_path
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_vae
 from latentgen.checkpoints.other_vae import other_vae_fingerprint, other_vae_name, read_other_vae
+from latentgen.diffusion.denoiser import may_run_ahead
 from latentgen.diffusion.guidance import GuidedDenoiser, guided_sigmas
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.noise import NoiseSource
@@ -393,7 +394,7 @@ class TextToImage:
             denoiser,
             start.x.to(self.device),
             start.sigmas,
-            noise=lambda: source.draw((c, h, w)).to(self.device, non_blocking=True),
+            noise=lambda: source.draw((c, h, w)).to(self.device, non_blocking=may_run_ahead(self.device)),
             on_step=watch,
         )
         by_picture = torch.stack(finite).T.tolist()

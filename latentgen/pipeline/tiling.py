@@ -60,13 +60,6 @@ def encode_tiled(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return _tiled(lambda tile: vae.encode(tile)[0], vae.encoder, pixels, downscale, entries_in=downscale, entries_out=1)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was refused. On the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def _tiled(
     function: Callable[[Tensor], Tensor],
     network: nn.Module,

@@ -37,6 +37,7 @@ from torch.distributed.fsdp import FSDPModule
 from latentgen import __version__
 from latentgen.checkpoints.io import is_finite
 from latentgen.config import TrainConfig
+from latentgen.diffusion.denoiser import may_run_ahead
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.kernels import gpu
 from latentgen.training.ema import EMA
@@ -356,7 +357,8 @@ class _Run:
         self.images_seen += self.config.batch_size * self.processes
         if self.maker is not None:
             ahead.append(self.maker.submit(self.objective.batch, self.draws(self.images_seen)))
-        return batch._make(part.to(accelerator.device, non_blocking=True) for part in batch)
+        ahead_of_it = may_run_ahead(accelerator.device)
+        return batch._make(part.to(accelerator.device, non_blocking=ahead_of_it) for part in batch)
 
     def draws(self, first: int) -> list[Draw]:
         """This process's share of the samples of the step that begins with this one."""

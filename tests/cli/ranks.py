@@ -5,7 +5,9 @@ python -m tests.cli.ranks FOLDER
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,14 @@ def work_in(folder: Path) -> None:
         sweep = ("a cat", "--sweep", "guidance=2,3,4", "-s", "5", "-o", f"{name}-sweep/")
         run(f"{name}-sweep", *sweep, processes=processes)
         run(f"{name}-sweep-again", *sweep, processes=processes)
+        manifest = Path(f"{name}-sweep/manifest.jsonl")
+        shutil.copytree(f"{name}-sweep", f"{name}-other")
+        lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+        # Two of three are another model's, which is known only once this one is loaded.
+        told = [{**line, "fingerprint": "0" * 10} if k else line for k, line in enumerate(lines[::-1])][:2]
+        Path(f"{name}-other/manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+        other = (*sweep[:-1], f"{name}-other/", "--overwrite")
+        run(f"{name}-other", *other, processes=processes)
         spoiled = ("a cat", "-s", "5", "-n", "4", "-o", f"{name}-spoiled/")
         run(f"{name}-spoiled", *spoiled, processes=processes, spoils=True)
     run("random", "--prompts", "p.txt", "-o", "random/")

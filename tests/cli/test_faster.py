@@ -65,6 +65,16 @@ def test_int8_is_recorded_and_replayed(cli: Cli, tiny_model: Path) -> None:
     assert (outcome.code, outcome.err) == (0, "a.png: bit-identical\n")
 
 
+@runs_here
+def test_int8_is_replayed_without_where_there_is_none(cli: Cli, tiny_model: Path) -> None:
+    """As a picture of another device is: what differs is said."""
+    assert cli("generate", "a cat", "-m", tiny_model, "--dtype", "bfloat16", "--int8", "-o", "a.png").code == 0
+    outcome = cli("replay", "a.png", "--verify", "-m", tiny_model, "--dtype", "float32")
+    assert outcome.code == 1
+    assert "the redrawn picture differs" in outcome.err
+    assert "dtype bfloat16 then, float32 now" in outcome.err
+
+
 def test_int8_where_it_is_not_possible_is_one_line(cli: Cli, tiny_model: Path) -> None:
     outcome = cli("generate", "a cat", "-m", tiny_model, "--int8", "--dtype", "float32")
     assert outcome.code == 2

@@ -379,6 +379,16 @@ def test_removing_is_asked_about(
     assert folder.exists() is (code != 0)
 
 
+def test_nothing_is_removed_where_nobody_can_be_asked(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tiny_model, "mine")
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it after `<&-`
+    outcome = cli("models", "remove", "mine")
+    assert outcome.code == 2
+    assert "nothing was removed: there is no terminal to ask on" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("name", "code", "line"),
     [

@@ -73,6 +73,18 @@ def test_a_sweep_has_one_manifest_and_is_not_drawn_twice(runs: Path) -> None:
         assert (runs / "two-sweep" / name).read_bytes() == (runs / "one-sweep" / name).read_bytes(), name
 
 
+def test_a_sweep_of_which_another_model_drew_some_is_drawn_whole(runs: Path) -> None:
+    """Before the model is known one picture seems to be missing, which one process would draw; then there are two."""
+    assert (codes(runs, "one-other"), codes(runs, "two-other")) == ([0], [0, 0])
+    for name in ("one", "two"):
+        drawn = [
+            each
+            for rank in range(len(codes(runs, f"{name}-other")))
+            for each in log(runs, f"{name}-other", "stdout", rank).split()
+        ]
+        assert len([path for path in drawn if not path.endswith("sheet.png")]) == 2, drawn
+
+
 def test_a_picture_that_fails_leaves_its_name_free_and_is_said_once(runs: Path) -> None:
     assert (codes(runs, "one-spoiled"), codes(runs, "two-spoiled")) == ([5], [5, 0])
     one = snapshot(runs / "one-spoiled")

@@ -71,6 +71,7 @@ def test_a_request_error_is_an_input_error() -> None:
                 (errno.EPERM, "read or write"),
             )
         ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"), 4, "error: not enough memory ("),
         (typer.BadParameter("no such thing."), 2, "error: invalid value: no such thing\n"),
     ],
 )

@@ -466,6 +466,56 @@ NOVELAI = {
 
 
 @pytest.mark.parametrize(
+    ("text", "remarks", "model"),
+    [
+        (
+            PictureText(
+                chunks={
+                    "Software": "NovelAI",
+                    "Comment": json.dumps({**NOVELAI, "sm": True, "sm_dyn": False, "request_type": "Img2ImgRequest"}),
+                    "Source": "NovelAI Diffusion V4 37442FCA",
+                }
+            ),
+            ["the picture it starts from", "sm True: not a setting", "starting noise: drawn on a GPU there"],
+            "NovelAI Diffusion V4 37442FCA",
+        ),
+        (
+            PictureText(
+                json.dumps({**FOOOCUS, "refiner_model": "None", "styles": "['Fooocus V2']", "freeu": "[]"}),
+                chunks={"fooocus_scheme": "fooocus"},
+            ),
+            ["LoRA sd_xl_offset (0.1)", "styles ['Fooocus V2']: not a setting"],
+            "juggernaut",
+        ),
+        (
+            PictureText(
+                json.dumps({"sui_image_params": {**SWARM["sui_image_params"], "variationseed": 3, "vae": "None"}})
+            ),
+            ["variationseed 3: not a setting"],
+            None,
+        ),
+    ],
+    ids=["NovelAI", "Fooocus", "SwarmUI"],
+)
+def test_what_one_object_says_beyond_us_is_listed(text: PictureText, remarks: list[str], model: str | None) -> None:
+    foreign = read_foreign(text)
+    assert foreign is not None
+    said = "; ".join(foreign.could_not)
+    assert [each for each in remarks if each not in said] == [], said
+    assert "sm_dyn" not in said
+    assert "refiner_model" not in said
+    if model is not None:
+        assert foreign.model == model
+
+
+def test_eta_and_rescale_of_a1111_are_not_dropped_in_silence() -> None:
+    fields = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, RNG: CPU, Eta: 0.67, CFG rescale: 0.7"
+    foreign = a1111(f"a cat\n{fields}")
+    assert foreign.settings.guidance_rescale == 0.7
+    assert foreign.could_not == ("Eta 0.67: ancestral samplers add all of their noise",)
+
+
+@pytest.mark.parametrize(
     ("text", "tool", "prompt", "negative", "settings"),
     [
         (

@@ -26,6 +26,7 @@ from latentgen.checkpoints.hub_cache import (
     parse_hub_name,
     plan_removal,
     remove,
+    repository_folder,
 )
 from latentgen.checkpoints.identify import identify
 from latentgen.checkpoints.layout import read_config, weight_files
@@ -481,6 +482,18 @@ def test_removing_frees_what_it_says_and_nothing_else(hub: FakeHub, folder: Path
     assert whole.freed_bytes > 10**6
     remove(whole)
     assert [snapshot.folder for snapshot in cached_snapshots()] == [kept]
+    assert plan_removal(TINY) is None
+
+
+def test_what_a_pull_left_before_it_had_a_snapshot_is_removed(hub: FakeHub, folder: Path) -> None:
+    begun = repository_folder("owner/tiny") / "blobs" / f"{'0' * 64}.incomplete"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(bytes(1000))
+    removal = plan_removal(TINY)
+    assert removal is not None
+    assert (removal.commits, removal.freed_bytes) == ((), 1000)
+    remove(removal)
+    assert not repository_folder("owner/tiny").exists()
     assert plan_removal(TINY) is None
 
 

@@ -89,6 +89,15 @@ def test_a_picture_does_not_depend_on_what_is_beside_it() -> None:
 
 
 @runs_here
+def test_another_default_device_changes_nothing() -> None:
+    x, kernels = a_map(1, 32, 16, 16), lay_out(bf16(32, 32, 3, 3, seed=1))
+    wanted = winograd_convolution(x, kernels, None)
+    with torch.device("meta"):
+        found = winograd_convolution(x, kernels, None)
+    assert torch.equal(found, wanted)
+
+
+@runs_here
 def test_the_answer_may_take_the_residuals_place() -> None:
     x, residual = a_map(1, 64, 33, 33), a_map(1, 64, 33, 33, seed=1)
     layer = PackedConv2d(nn.Conv2d(64, 64, 3, padding=1).bfloat16())

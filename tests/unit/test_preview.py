@@ -13,6 +13,7 @@ from PIL import Image
 
 from latentgen.cli.preview import (
     MAX_SHARE,
+    SIXEL_ROW_PX,
     FilePreview,
     Preview,
     StepPictures,
@@ -235,6 +236,31 @@ def test_the_terminal_preview_is_redrawn_in_place(monkeypatch: pytest.MonkeyPatc
     assert screen[10] == "20/20"
     assert screen[11:21] == ["▀" * 40] * 10
     assert screen[21:23] == ["1/20", ""]
+
+
+def test_a_finished_picture_keeps_its_place_in_kitty() -> None:
+    stream = io.StringIO()
+    target = TerminalPreview(stream, "kitty")
+    for _ in range(2):
+        target.show(np.zeros((8, 8, 3), np.uint8), "1/2")
+        target.show(np.zeros((8, 8, 3), np.uint8), "2/2")
+        target.finish()
+    first, again, second, last = re.findall(r"\x1b_Ga=T,f=100,i=(\d+)", stream.getvalue())
+    assert first == again != second == last
+
+
+def test_a_sixel_picture_fits_into_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    for height, width in ((1024, 1024), (512, 2048), (64, 64)):
+        stream = io.StringIO()
+        TerminalPreview(stream, "sixel").show(np.zeros((height, width, 3), np.uint8), "1/2")
+        (size,) = re.findall(r'"1;1;(\d+);(\d+)', stream.getvalue())
+        shown = (int(size[1]), int(size[0]))
+        assert shown[0] <= 22 * SIXEL_ROW_PX
+        assert shown[1] <= 80 * SIXEL_ROW_PX / 2
+        assert shown[0] / shown[1] == pytest.approx(height / width, rel=0.02)
+    assert shown == (64, 64), "what fits is not enlarged"
 
 
 # When
