@@ -335,7 +335,7 @@ def _prepare_library() -> None:
     from huggingface_hub.utils import disable_progress_bars, logging
 
     # Another program's way of writing files, which would write past ours and cannot go on where one was given up.
-    constants.HF_HUB_ENABLE_HF_TRANSFER = False
+    constants.HF_HUB_ENABLE_HF_TRANSFER = False  # pyright: ignore[reportAttributeAccessIssue]  gone from release 1.0
     logging.set_verbosity_error()
     disable_progress_bars()
 
