@@ -218,7 +218,7 @@ def _check_entry(name: str, fields: object, data_start: int, path: Path, known: 
     room = known[dtype]
     for side in shape:
         room *= max(side, 1)  # an empty tensor has strides too, which must be numbers
-        if side < 0 or room >= 2**63:
+        if room >= 2**63:
             raise ModelLoadError(f"{path}: tensor {name} is impossibly large: {shape[:8]}")
     needed = 0 if 0 in shape else room
     if end - begin != needed:

@@ -42,7 +42,6 @@ _TOKENIZER: Final = tuple(
 )
 _CONFIGS: Final = (INDEX, *(f"{part}/{CONFIG}" for part in PARTS), SCHEDULER.as_posix(), *_TOKENIZER)
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HASHED_AT_ONCE: Final = 2**22
 
 Report = Callable[[int, str], None]
 """Called with the bytes of a file that have come since the last call, and the file's path in the repository."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 AMPLIFIED = 8
 """How many times a sheet shows the difference of two bytes."""
+MOST_DB = 100
+"""`similarity.PSNR_LIMIT_DB`, said without torch."""
 SAID_ALREADY = frozenset({"format", "pixels_sha256"})
 """Entries of a picture's metadata that say nothing about how it was asked for."""
 
@@ -66,6 +68,8 @@ def compare(
     latentgen compare plain/ faster/ --min-psnr 40 --sheet differences.png
     """
     console = Console(quiet, json_events=json_events)
+    if min_psnr is not None and not 0 <= min_psnr <= MOST_DB:
+        raise InputError(f"--min-psnr {min_psnr:g} is out of range", hint=f"0 to {MOST_DB}, which equal pictures have")
     if sheet is not None:
         _check_sheet(sheet, overwrite=overwrite)
     pairs = _pairs(first, second, console)
@@ -100,7 +104,10 @@ def _pairs(first: Path, second: Path, console: Console) -> list[tuple[str, Path,
         raise InputError(f"one is a folder, the other a file: {first}, {second}")
     if not first.is_dir():
         return [(f"{first.name}, {second.name}" if first.name != second.name else first.name, first, second)]
-    names = [{path.name for path in folder.iterdir() if path.suffix.lower() in ENDINGS} for folder in (first, second)]
+    names = [
+        {path.name for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file()}
+        for folder in (first, second)
+    ]
     for folder, alone in ((first, names[0] - names[1]), (second, names[1] - names[0])):
         if alone:
             listed = ", ".join(sorted(alone)[:4]) + (", ..." if len(alone) > 4 else "")

@@ -163,7 +163,7 @@ def train_vae(
         "crop_px": crop,
         "side_px": resolution,
         "discriminator": disc_weight > 0,
-        "lpips": choice.kind == "lpips" and perceptual_weight > 0,
+        "lpips": choice.kind == "lpips",  # computed whatever its weight
         "equivariance": equivariance > 0,
     }
     if init is None:

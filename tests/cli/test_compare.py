@@ -54,6 +54,7 @@ def test_folders_are_compared_by_name(cli: Cli, tmp_path: Path) -> None:
         for name in names:
             save(tmp_path / folder / name)
         (tmp_path / folder / "notes.txt").write_text("no picture")
+        (tmp_path / folder / "folder.png").mkdir()
     outcome = cli("compare", "one", "other")
     assert outcome.code == 0
     assert [line.split()[0] for line in outcome.out.splitlines()] == ["a.png", "c.png"]
@@ -96,6 +97,9 @@ def test_a_sheet_shows_both_and_the_difference(cli: Cli, tmp_path: Path) -> None
         (("a.png", "one"), 2, "one is a folder, the other a file: a.png, one"),
         (("one", "empty"), 2, "no pictures of equal names in one and empty"),
         (("a.png", "one/notes.txt"), 2, "is not a whole PNG, JPEG or WebP picture"),
+        (("a.png", "a.png", "--min-psnr", "nan"), 2, "--min-psnr nan is out of range (0 to 100"),
+        (("a.png", "a.png", "--min-psnr", "101"), 2, "--min-psnr 101 is out of range (0 to 100"),
+        (("a.png", "a.png", "--min-psnr", "-1"), 2, "--min-psnr -1 is out of range (0 to 100"),
         (("a.png", "a.png", "--sheet", "a.jpg"), 2, "--sheet a.jpg is not a PNG"),
         (("a.png", "a.png", "--sheet", "no/a.png"), 2, "--sheet no/a.png: there is no folder no"),
         (("a.png", "small.png", "--sheet", "s.png"), 2, "--sheet has nothing to show: no pair is of one size"),
