@@ -10,6 +10,7 @@ import typer
 
 from latentgen.cli.train_data import open_pictures
 from latentgen.cli.train_held_out import open_held_out
+from latentgen.cli.train_noise import Cache
 from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
 from latentgen.config import VAEConfig
@@ -63,6 +64,23 @@ Equivariance = Annotated[
         "sooner (EQ-VAE); 0.5 is usual.",
     ),
 ]
+LatentNoise = Annotated[
+    float,
+    typer.Option(
+        "--latent-noise",
+        min=0,
+        rich_help_panel=LOSS,
+        help="Largest spread of noise added to the latents before they are decoded: the decoder learns to draw well "
+        "what a U-Net gets a little wrong; 0.1 of the latents' spread is much.",
+    ),
+]
+CacheLatents = Annotated[
+    bool,
+    typer.Option(
+        "--cache-latents",
+        help="With --decoder-only and whole pictures: encode each picture once, and mirror none.",
+    ),
+]
 Perceptual = Annotated[
     str,
     typer.Option(
@@ -95,6 +113,15 @@ DiscWeight = Annotated[
 DiscStart = Annotated[
     int, typer.Option("--disc-start", min=0, rich_help_panel=LOSS, help="Steps before the discriminator takes part.")
 ]
+DiscWidth = Annotated[
+    int | None,
+    typer.Option(
+        "--disc-width",
+        min=8,
+        rich_help_panel=LOSS,
+        help="Channels of the discriminator's first layer (default: 64); half as many take a quarter of the time.",
+    ),
+]
 
 
 MUON_LR_FROM_SCRATCH = 0.02
@@ -110,17 +137,21 @@ def train_vae(
     channels: Channels = None,
     latent_channels: LatentChannels = None,
     decoder_only: DecoderOnly = False,
+    cache_latents: CacheLatents = False,
     scaling: Scaling = None,
     reconstruction: Reconstruction = "l1",
     gradient_weight: GradientWeight = 1.0,
     kl_weight: KLWeight = 1e-6,
     logvar_weight: LogvarWeight = 1.0,
     equivariance: Equivariance = 0.0,
+    latent_noise: LatentNoise = 0.0,
     perceptual: Perceptual = "auto",
     perceptual_model: PerceptualModel = None,
     perceptual_weight: PerceptualWeight = 1.0,
     disc_weight: DiscWeight = 0.0,
     disc_start: DiscStart = 0,
+    disc_width: DiscWidth = None,
+    cache: Cache = None,
 ) -> None:
     """Train the autoencoder, from scratch or from --init; writes OUT/model/vae.
 
@@ -132,7 +163,11 @@ def train_vae(
     --lr 1e-5 --disc-weight 0.5 --disc-start 1000 --max-steps 5000
     """
     from latentgen.training.perceptual_files import choose_perceptual
-    from latentgen.training.sizes import check_vae_settings
+    from latentgen.training.sizes import (
+        DISCRIMINATOR_NORM_GROUPS,
+        DISCRIMINATOR_WIDTH,
+        check_vae_settings,
+    )
     from latentgen.training.vae_settings import VAELossWeights
 
     fresh_muon_lr = MUON_LR_FROM_SCRATCH if init is None else None
@@ -144,6 +179,7 @@ def train_vae(
         kl=kl_weight,
         logvar=logvar_weight,
         equivariance=equivariance,
+        latent_noise=latent_noise,
         perceptual=perceptual_weight,
         adversarial=disc_weight,
         adversarial_from=disc_start,
@@ -152,10 +188,21 @@ def train_vae(
         one_of("--scaling", scaling, ("fold", "energy", "measured"))
         if decoder_only:
             raise InputError("--decoder-only keeps the latents as they are", hint="leave --scaling out")
+    if cache_latents and not (decoder_only and crop == resolution and not run.aspect_buckets):
+        raise InputError(
+            "--cache-latents needs an encoder that stays as it is, and square crops that are whole pictures",
+            hint=f"--decoder-only --crop {resolution}, without --aspect-buckets",
+        )
     if config.compile and disc_weight:
         raise InputError(
             "--compile and --disc-weight do not go together: the adaptive weight asks for gradients by the way",
             hint="leave one of them out",
+        )
+    if disc_width is not None and not disc_weight:
+        raise InputError(f"--disc-width {disc_width} makes nothing wide", hint="give --disc-weight too")
+    if disc_width is not None and disc_width % DISCRIMINATOR_NORM_GROUPS:
+        raise InputError(
+            f"--disc-width {disc_width} is not a multiple of {DISCRIMINATOR_NORM_GROUPS}", hint="its norms' groups"
         )
     choice = choose_perceptual(one_of("--perceptual", perceptual, ("auto", "lpips", "clip", "none")), perceptual_model)
     shape = _vae_shape(channels, latent_channels, resolution)
@@ -180,6 +227,7 @@ def train_vae(
 
     from latentgen.checkpoints.folder import load_vae, save_vae
     from latentgen.data.records import fingerprint
+    from latentgen.training.caches import LatentCache
     from latentgen.training.discriminator import PatchDiscriminator
     from latentgen.training.latent_statistics import scale_latents
     from latentgen.training.perceptual import load_perceptual, perceptual_identity
@@ -194,9 +242,15 @@ def train_vae(
     method = _scaling_method(scaling, shape)
     distance, identity = load_perceptual(choice), perceptual_identity(choice)
     say_in(process, run)(f"perceptual loss: {choice.explanation}")
-    cache = run.out / "cache"
-    records, pixels = open_pictures(run, resolution, cache, process, size_multiple_px=shape.downscale)
-    held_out = open_held_out(run, resolution, cache, process, count=VALIDATION_PICTURES)
+    folder = cache if cache is not None else run.out / "cache"
+    records, pixels = open_pictures(run, resolution, folder, process, size_multiple_px=shape.downscale)
+    held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
+    latents: LatentCache | None = None
+    if cache_latents and start is not None:
+        precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+        with process.main_process_first():
+            encoder = start.to(process.device)
+            latents = LatentCache(records, pixels, encoder, folder, say_in(process, run), autocast=precision)
     torch.manual_seed(run.seed)
     objective = VAEObjective(
         shape,
@@ -208,8 +262,9 @@ def train_vae(
         decoder_only=decoder_only,
         perceptual=distance,
         perceptual_identity=identity,
-        discriminator=PatchDiscriminator() if disc_weight else None,
+        discriminator=PatchDiscriminator(disc_width or DISCRIMINATOR_WIDTH) if disc_weight else None,
         held_out=None if held_out is None else held_out[1],
+        latents=latents,
     )
     if start is not None:
         objective.network.vae.load_state_dict(start.state_dict())

@@ -100,6 +100,11 @@ class LatentCache:
         array, row = self._place[item]
         return torch.from_numpy(self._arrays[array][row, 0].astype(np.float32))
 
+    def moments(self, item: int) -> Tensor:
+        """Posterior mean and log-variance of one picture, one above the other: (2C, h, w) float32."""
+        array, row = self._place[item]
+        return torch.from_numpy(self._arrays[array][row].astype(np.float32)).flatten(0, 1)
+
 
 class Contexts(Protocol):
     """What the network is told of a caption: its context (77, D), or what it makes that of itself."""

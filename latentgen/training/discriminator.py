@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgen.training.sizes import DISCRIMINATOR_LAYERS
+from latentgen.training.sizes import DISCRIMINATOR_LAYERS, DISCRIMINATOR_NORM_GROUPS, DISCRIMINATOR_WIDTH
 
 ADAPTIVE_WEIGHT_LIMIT = 1e4
 """The adaptive weight is cut here, as in VQGAN's code, where the adversarial gradient all but vanishes."""
 ADAPTIVE_WEIGHT_DELTA = 1e-6
 """delta of arXiv:2012.09841, eq. 7."""
-NORM_GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
@@ -23,16 +22,17 @@ class PatchDiscriminator(nn.Module):
     processes and more accumulation would be other training.
     """
 
-    def __init__(self, width: int = 64, layers: int = DISCRIMINATOR_LAYERS) -> None:
+    def __init__(self, width: int = DISCRIMINATOR_WIDTH, layers: int = DISCRIMINATOR_LAYERS) -> None:
         """width: channels of the first layer; layers: those that halve the side."""
         super().__init__()
+        self.width = width
         widths = [width * 2 ** min(level, 3) for level in range(layers + 1)]
         stages: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, layers + 1):
             stride = 2 if level < layers else 1
             stages += [
                 nn.Conv2d(widths[level - 1], widths[level], 4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(NORM_GROUPS, widths[level]),
+                nn.GroupNorm(DISCRIMINATOR_NORM_GROUPS, widths[level]),
                 nn.LeakyReLU(0.2),
             ]
         self.stages = nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, padding=1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -308,6 +309,8 @@ class _Run:
             bare.compile(backend=gpu.COMPILER)  # in place: the names stay
         if self.sharded:
             return bare, self.accelerator.prepare_optimizer(self.raw_optimizer, device_placement=False)
+        # Where pictures are channels_last, so is the gradient of a 1x1 kernel; to copy it costs nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         network, optimizer = self.accelerator.prepare(bare, self.raw_optimizer)
         return network, optimizer
 

@@ -9,6 +9,9 @@ from latentgen.errors import ConfigError
 
 DISCRIMINATOR_LAYERS = 3
 """Layers of the patch discriminator that halve the side (`training/discriminator.py`)."""
+DISCRIMINATOR_WIDTH = 64
+"""Channels of its first layer."""
+DISCRIMINATOR_NORM_GROUPS = 8
 
 
 LPIPS_LEAST_PX = 16

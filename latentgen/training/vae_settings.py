@@ -29,6 +29,9 @@ class VAELossWeights:
     equivariance: float = 0.0
     """Share of the batches whose latents are made smaller before they are decoded, to the picture made smaller (EQ-VAE,
     arXiv:2502.09509). Such latents are smooth as pictures are, and a U-Net learns them sooner; 0.5 is the paper's."""
+    latent_noise: float = 0.0
+    """Largest spread of the Gaussian noise added to the latents before they are decoded, drawn evenly from 0 up for
+    each picture: the decoder learns to draw well what a U-Net gets a little wrong (arXiv:2510.11690, section 3.3)."""
     perceptual: float = 1.0
     adversarial: float = 0.0
     """0: there is no discriminator. Multiplies the adaptive weight."""
@@ -40,6 +43,7 @@ class VAELossWeights:
             ("--gradient-weight", self.gradient),
             ("--kl-weight", self.kl),
             ("--logvar-weight", self.logvar),
+            ("--latent-noise", self.latent_noise),
             ("--perceptual-weight", self.perceptual),
             ("--disc-weight", self.adversarial),
         ):

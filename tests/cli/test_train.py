@@ -121,6 +121,24 @@ def test_a_vae_is_trained_further_and_resumed(cli: Cli, pictures: Path, tiny_mod
 
 
 @pytest.mark.usefixtures("tiny_preset")
+def test_a_decoder_is_trained_on_latents_encoded_once(cli: Cli, pictures: Path, tiny_model: Path) -> None:
+    """--cache-latents: the second run meets the file of the first; the encoder stays as it was."""
+    common = ("train-vae", "--data", pictures, "--init", tiny_model, "--decoder-only", "--cache-latents")
+    sizes = ("--resolution", "16", "--crop", "16", *QUICK, "--cache", "cache", "--latent-noise", "0.1")
+    first = cli(*common, *sizes, "--out", "first")
+    assert first.code == 0, first.err
+    assert "pictures with the VAE" in first.err
+    second = cli(*common, *sizes, "--out", "second")
+    assert second.code == 0, second.err
+    assert "pictures with the VAE" not in second.err
+    before, after = load_vae(tiny_model).state_dict(), load_vae(Path("first/model")).state_dict()
+    again = load_vae(Path("second/model")).state_dict()
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+@pytest.mark.usefixtures("tiny_preset")
 def test_a_run_is_told_as_events_or_not_at_all(cli: Cli, pictures: Path) -> None:
     """--json: one object a line on stdout, and nothing else there; --quiet: the result alone. Both leave a report.
 

@@ -108,7 +108,7 @@ def test_one_backward_pass_is_two(decoder_only: bool, tiny_data: TinyData) -> No
         expected = torch.autograd.grad(own, parameters, retain_graph=True)
         for parameter, gradient in zip(parameters, expected, strict=True):
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-7)
         assert any(bool(gradient.any()) for gradient in expected)
     torch.testing.assert_close(loss, of_autoencoder + of_discriminator)
 

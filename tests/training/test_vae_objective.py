@@ -15,6 +15,7 @@ from latentgen.data.pixels import PixelCache, to_float
 from latentgen.errors import ConfigError
 from latentgen.images.similarity import psnr_db, ssim
 from latentgen.models.vae import AutoencoderKL
+from latentgen.training.caches import LatentCache
 from latentgen.training.latent_statistics import (
     fold_latent_map,
     fold_latent_statistics,
@@ -199,6 +200,55 @@ def test_decoder_only_leaves_the_encoder(tiny_data: TinyData) -> None:
     assert {name.split(".")[1] for name in trained} == {"decoder", "post_quant_conv"}
 
 
+def test_latents_known_beforehand_train_the_decoder_as_the_encoder_does(tiny_data: TinyData, tmp_path: Path) -> None:
+    """The same loss and gradients, up to the cache's float16; and no picture is mirrored."""
+    vae = tiny_vae(VAE)
+    latents = LatentCache(tiny_data.records, tiny_data.pixels, vae, tmp_path, lambda text: None)
+    found: list[dict[str, torch.Tensor]] = []
+    for known in (latents, None):
+        objective = VAEObjective(
+            VAE,
+            tiny_data.pixels,
+            "data",
+            crop_px=SIDE_PX,
+            side_px=SIDE_PX,
+            weights=VAELossWeights(kl=1e-4, latent_noise=0.3),
+            decoder_only=True,
+            flip=known is not None,
+            latents=known,
+        )
+        objective.network.vae.load_state_dict(vae.state_dict())
+        batch = objective.batch(draws(range(4)))
+        assert batch.moments.shape == ((4, 4, 8, 8) if known else (0,))
+        assert torch.equal(batch.pixels, to_float(tiny_data.pixels.batch([draw.item for draw in draws(range(4))])))
+        loss, _ = objective.loss(objective.network, batch, 0)
+        loss.backward()
+        assert objective.describe()["flip"] is False
+        found.append(
+            {
+                "loss": loss.detach(),
+                **{name: each.grad for name, each in objective.network.named_parameters() if each.grad is not None},
+            }
+        )
+    torch.testing.assert_close(*found, rtol=5e-3, atol=1e-4)
+
+
+def test_noise_is_added_to_the_latents(tiny_data: TinyData) -> None:
+    """Gaussian, its spread even between 0 and what is asked for; the loss is that of the noisy latents' picture."""
+    objective = objective_on(tiny_data.pixels, VAELossWeights(kl=0.0, logvar=0.0, latent_noise=0.5))
+    noise = objective.batch(draws(range(400))).noise
+    spreads = noise.std(dim=(1, 2, 3))
+    assert 0.4 < float(spreads.max()) < 0.65
+    assert float(spreads.mean()) == pytest.approx(0.25, abs=0.03)
+    batch = objective.batch(draws(range(3)))
+    vae = objective.network.vae
+    mean, logvar = vae.moments(batch.pixels)
+    answer = vae.decode(mean + torch.exp(0.5 * logvar) * batch.eps + batch.noise)
+    loss, _ = objective.loss(objective.network, batch, 0)
+    torch.testing.assert_close(loss, F.l1_loss(answer, batch.pixels) + gradient_l1(answer, batch.pixels))
+    assert not objective_on(tiny_data.pixels, VAELossWeights()).batch(draws(range(3))).noise.any()
+
+
 @pytest.mark.parametrize(("crop_px", "says"), [(7, "--crop 7"), (32, "larger than the pictures")])
 def test_vae_sizes_that_do_not_fit(crop_px: int, says: str, tiny_data: TinyData) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -210,6 +260,7 @@ def test_vae_sizes_that_do_not_fit(crop_px: int, says: str, tiny_data: TinyData)
     [
         ({"kl": float("nan")}, "--kl-weight nan must be a number, 0 or more"),
         ({"gradient": float("inf")}, "--gradient-weight inf must be"),
+        ({"latent_noise": float("inf")}, "--latent-noise inf must be"),
         ({"perceptual": -1.0}, "--perceptual-weight -1.0 must be"),
         ({"equivariance": 1.5}, "--equivariance 1.5 is a share of the batches"),
         ({"adversarial_from": 5}, "--disc-start 5 starts nothing (give --disc-weight too)"),
