@@ -122,15 +122,16 @@ def test_a_vae_is_trained_further_and_resumed(cli: Cli, pictures: Path, tiny_mod
 
 @pytest.mark.usefixtures("tiny_preset")
 def test_a_decoder_is_trained_on_latents_encoded_once(cli: Cli, pictures: Path, tiny_model: Path) -> None:
-    """--cache-latents: the second run meets the file of the first; the encoder stays as it was."""
-    common = ("train-vae", "--data", pictures, "--init", tiny_model, "--decoder-only", "--cache-latents")
+    """--cache-latents: the second run meets the file of the first, and so does one that goes on from its decoder."""
+    common = ("train-vae", "--data", pictures, "--decoder-only", "--cache-latents")
     sizes = ("--resolution", "16", "--crop", "16", *QUICK, "--cache", "cache", "--latent-noise", "0.1")
-    first = cli(*common, *sizes, "--out", "first")
+    first = cli(*common, *sizes, "--out", "first", "--init", tiny_model)
     assert first.code == 0, first.err
     assert "pictures with the VAE" in first.err
-    second = cli(*common, *sizes, "--out", "second")
-    assert second.code == 0, second.err
-    assert "pictures with the VAE" not in second.err
+    for out, init in (("second", tiny_model), ("further", "first/model")):
+        more = cli(*common, *sizes, "--out", out, "--init", init)
+        assert more.code == 0, more.err
+        assert "pictures with the VAE" not in more.err
     before, after = load_vae(tiny_model).state_dict(), load_vae(Path("first/model")).state_dict()
     again = load_vae(Path("second/model")).state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)
