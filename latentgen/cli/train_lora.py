@@ -128,7 +128,7 @@ def train_lora(
     from latentgen.checkpoints.lora import FILE_NAMES, LoRAWeights, base_metadata, write_lora
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
-    from latentgen.training.caches import ContextCache, LatentCache, weights_fingerprint
+    from latentgen.training.caches import AUTOCAST, ContextCache, LatentCache, weights_fingerprint
     from latentgen.training.lora import LoRAObjective, TokenIds
     from latentgen.training.processes import device_of
     from latentgen.training.unet import SamplePlan, UNetObjective, UNetObjectiveConfig
@@ -149,7 +149,7 @@ def train_lora(
     validation = items_set_aside(validation_pictures, len(records), run)
     if validation:
         say(f"{len(validation)} of {len(records)} pictures are set aside to measure val_loss")
-    precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    precision = AUTOCAST[config.mixed_precision]
     with process.main_process_first():
         latents = LatentCache(records, pixels, bundle.vae, store, say, autocast=precision)
         contexts = (

@@ -158,7 +158,7 @@ def train_unet(
     from latentgen.models.unet import UNet
     from latentgen.training import alignment
     from latentgen.training import unet as training
-    from latentgen.training.caches import ContextCache, LatentCache, weights_fingerprint
+    from latentgen.training.caches import AUTOCAST, ContextCache, LatentCache, weights_fingerprint
     from latentgen.training.processes import device_of
 
     process = start_process(config, run)
@@ -175,7 +175,7 @@ def train_unet(
     validation = items_set_aside(validation_pictures, len(records), run)
     if validation:
         say(f"{len(validation)} of {len(records)} pictures are set aside to measure val_loss")
-    precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    precision = AUTOCAST[config.mixed_precision]
     with process.main_process_first():
         latents = LatentCache(records, pixels, autoencoder, folder, say, autocast=precision)
         contexts = ContextCache(records, tokenizer, encoder, folder, say, autocast=precision)

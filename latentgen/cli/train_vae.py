@@ -227,7 +227,7 @@ def train_vae(
 
     from latentgen.checkpoints.folder import load_vae, save_vae
     from latentgen.data.records import fingerprint
-    from latentgen.training.caches import LatentCache
+    from latentgen.training.caches import AUTOCAST, LatentCache
     from latentgen.training.discriminator import PatchDiscriminator
     from latentgen.training.latent_statistics import scale_latents
     from latentgen.training.perceptual import load_perceptual, perceptual_identity
@@ -247,7 +247,7 @@ def train_vae(
     held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
     latents: LatentCache | None = None
     if cache_latents and start is not None:
-        precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+        precision = AUTOCAST[config.mixed_precision]
         with process.main_process_first():
             encoder = start.to(process.device)
             latents = LatentCache(records, pixels, encoder, folder, say_in(process, run), autocast=precision)
