@@ -3,6 +3,7 @@
 #
 #   scripts/embedded_model.sh render vae clip        # first leg
 #   scripts/embedded_model.sh unet                   # second leg, and as many more as there are
+#   scripts/embedded_model.sh decoder                # a leg at any time after the first: sharper, with the same latents
 #   scripts/embedded_model.sh finish export pieces   # last leg: the learning rate falls to 0; the model, in small files
 #
 # Every stage goes on where it stood. Minutes, sizes and rates are the variables below; those that are set outside count,
@@ -19,6 +20,8 @@ PRECISION=${PRECISION:-bf16}
 
 VAE_MINUTES=${VAE_MINUTES:-5}
 VAE_BATCH=${VAE_BATCH:-64}
+DECODER_MINUTES=${DECODER_MINUTES:-8}
+DECODER_BATCH=${DECODER_BATCH:-32}
 CLIP_MINUTES=${CLIP_MINUTES:-1.5}
 CLIP_BATCH=${CLIP_BATCH:-512}
 UNET_MINUTES=${UNET_MINUTES:-8}
@@ -46,6 +49,14 @@ vae() {
     --scaling energy --muon-lr 0.014 --lr 5e-4 --warmup 50 --max-minutes "$VAE_MINUTES" "${common[@]}"
 }
 
+# On whole pictures: what its norms see there is not what they see of a crop. The latents stay as they are, those of `vae`
+# as it was then: do not go on with `vae` after this. Encoding the pictures comes on top of the minutes, unless `unet` has.
+decoder() {
+  latentgen train-vae --data "$RUNS/scenes" --out "$RUNS/decoder" --init "$RUNS/vae/model" --decoder-only --crop 256 \
+    --cache-latents --cache "$RUNS/cache" --batch-size "$DECODER_BATCH" --muon-lr 0.01 --lr 5e-4 --warmup 50 \
+    --ema-decay 0.998 --perceptual none --max-minutes "$DECODER_MINUTES" "${common[@]}"
+}
+
 clip() {
   latentgen train-clip --data "$RUNS/scenes" --out "$RUNS/clip" --batch-size "$CLIP_BATCH" \
     --max-minutes "$CLIP_MINUTES" "${common[@]}"
@@ -67,24 +78,25 @@ finish() {
 }
 
 export_model() {
-  local last="$RUNS/unet"
+  local last="$RUNS/unet" vae="$RUNS/vae"
   [ -d "$RUNS/finish/model" ] && last="$RUNS/finish"
-  latentgen export --unet "$last/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" --out "$RUNS/embedded"
+  [ -d "$RUNS/decoder/model" ] && vae="$RUNS/decoder"
+  latentgen export --unet "$last/model" --vae "$vae/model" --text-encoder "$RUNS/clip/model" --out "$RUNS/embedded"
 }
 
 # For ways that carry small files only; put together again with: cat embedded.tar.* | tar x
 pieces() {
   mkdir -p "$RUNS/pieces"
   tar c -C "$RUNS" embedded | split -b "$PIECE" -d - "$RUNS/pieces/embedded.tar."
-  for run in vae clip unet finish; do
+  for run in vae decoder clip unet finish; do
     [ ! -e "$RUNS/$run/log.jsonl" ] || cp "$RUNS/$run/log.jsonl" "$RUNS/pieces/$run.jsonl"
   done
 }
 
 for stage in "$@"; do
   case $stage in
-    render | vae | clip | unet | finish | pieces) "$stage" ;;
+    render | vae | decoder | clip | unet | finish | pieces) "$stage" ;;
     export) export_model ;;
-    *) echo "no such stage: $stage (render vae clip unet finish export pieces)" >&2; exit 2 ;;
+    *) echo "no such stage: $stage (render vae decoder clip unet finish export pieces)" >&2; exit 2 ;;
   esac
 done

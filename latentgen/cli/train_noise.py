@@ -59,7 +59,7 @@ SamplePrompts = Annotated[
     typer.Option("--sample-prompts", "--validation-prompts", help="A prompt a line, drawn as it trains."),
 ]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Folder of the latent and text caches (default: OUT/cache).")
+    Path | None, typer.Option("--cache", help="Folder of the caches: pictures, latents, captions (default: OUT/cache).")
 ]
 
 

@@ -10,7 +10,6 @@ import typer
 
 from latentgen.cli.train_data import open_pictures
 from latentgen.cli.train_held_out import open_held_out
-from latentgen.cli.train_noise import Cache
 from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
 from latentgen.config import VAEConfig
@@ -70,15 +69,16 @@ LatentNoise = Annotated[
         "--latent-noise",
         min=0,
         rich_help_panel=LOSS,
-        help="Largest spread of noise added to the latents before they are decoded: the decoder learns to draw well "
-        "what a U-Net gets a little wrong; 0.1 of the latents' spread is much.",
+        help="With --decoder-only: largest spread of noise added to the latents before they are decoded (their own is "
+        "about 1): the decoder learns to draw well what a U-Net gets a little wrong.",
     ),
 ]
 CacheLatents = Annotated[
     bool,
     typer.Option(
         "--cache-latents",
-        help="With --decoder-only and whole pictures: encode each picture once, and mirror none.",
+        help="With --decoder-only and whole pictures: encode each picture once, and mirror none. Pays where pictures "
+        "are met more than once, or a U-Net's cache of them is there.",
     ),
 ]
 Perceptual = Annotated[
@@ -122,7 +122,12 @@ DiscWidth = Annotated[
         help="Channels of the discriminator's first layer (default: 64); half as many take a quarter of the time.",
     ),
 ]
-
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Folder of the decoded pictures and, with --cache-latents, the latents (default: OUT/cache)."
+    ),
+]
 
 MUON_LR_FROM_SCRATCH = 0.02
 
@@ -193,6 +198,11 @@ def train_vae(
             "--cache-latents needs an encoder that stays as it is, and square crops that are whole pictures",
             hint=f"--decoder-only --crop {resolution}, without --aspect-buckets",
         )
+    if latent_noise and not decoder_only:
+        raise InputError(
+            f"--latent-noise {latent_noise} needs --decoder-only: an encoder that learns outgrows it",
+            hint="give that, too",
+        )
     if config.compile and disc_weight:
         raise InputError(
             "--compile and --disc-weight do not go together: the adaptive weight asks for gradients by the way",
@@ -222,6 +232,10 @@ def train_vae(
     if run.dry_run:
         settings = {"vae": shape} if init is None else {"init": init, "decoder_only": decoder_only}
         shown = {"resolution": resolution, "crop": crop, **settings, "weights": weights, "perceptual": choice}
+        if cache_latents:
+            shown["cache_latents"] = True
+        if disc_weight:
+            shown["disc_width"] = disc_width or DISCRIMINATOR_WIDTH
         return print_settings(config, run, shown)
     import torch
 

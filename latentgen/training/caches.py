@@ -68,8 +68,9 @@ class LatentCache:
         fast = autocast == torch.bfloat16 and why_not_fast_vae(vae, torch.bfloat16) is None
         precision = f"{_precision(autocast)}{'-fast' if fast else ''}"
         weights = weights_fingerprint(vae.encoder, vae.quant_conv)  # whatever the decoder has learnt since
-        name = f"latents-{pixels.identity}-{weights}-{precision}"
-        paths = [folder / f"{name}-{height}x{width}.npy" for height, width in rows]
+        self.identity = f"latents-{pixels.identity}-{weights}-{precision}"
+        """Of what pictures, by which encoder, how exactly: other latents have another."""
+        paths = [folder / f"{self.identity}-{height}x{width}.npy" for height, width in rows]
         encoder = vae
         if not all(path.exists() for path in paths):
             report(f"encoding {len(pixels)} pictures with the VAE")

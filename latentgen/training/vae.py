@@ -196,6 +196,7 @@ class VAEObjective:
             "pixels": self.pixels.identity,
             "decoder_only": self._network.decoder_only,
             "flip": self.flip and self.latents is None,
+            "cached_latents": None if self.latents is None else self.latents.identity,
             "data": self.data_fingerprint,
         }
 
@@ -228,11 +229,11 @@ class VAEObjective:
         )
 
     def _latent_noise(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
-        """Gaussian, of a spread that each sample draws anew, evenly from 0 to the one asked for."""
+        """Gaussian, of a spread that each sample draws anew, evenly from 0 to the one asked for; for raw latents."""
         if not self.weights.latent_noise:
             return torch.zeros(shape)
         generator = draw.generator("latent noise")
-        spread = self.weights.latent_noise * torch.rand((), generator=generator)
+        spread = self.weights.latent_noise / self.config.scaling_factor * torch.rand((), generator=generator)
         return spread * torch.randn(shape, generator=generator)
 
     def _decoded_side(self, first: Draw, latent_side: int) -> int:

@@ -30,8 +30,9 @@ class VAELossWeights:
     """Share of the batches whose latents are made smaller before they are decoded, to the picture made smaller (EQ-VAE,
     arXiv:2502.09509). Such latents are smooth as pictures are, and a U-Net learns them sooner; 0.5 is the paper's."""
     latent_noise: float = 0.0
-    """Largest spread of the Gaussian noise added to the latents before they are decoded, drawn evenly from 0 up for
-    each picture: the decoder learns to draw well what a U-Net gets a little wrong (arXiv:2510.11690, section 3.3)."""
+    """Largest spread of the Gaussian noise added to a kept encoder's latents before they are decoded, even from 0 for
+    each picture, in the unit of what a U-Net sees (raw latents times the scaling factor): the decoder learns to draw
+    well what a U-Net gets a little wrong ("noise-augmented decoding" of RAE, arXiv:2510.11690)."""
     perceptual: float = 1.0
     adversarial: float = 0.0
     """0: there is no discriminator. Multiplies the adaptive weight."""

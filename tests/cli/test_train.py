@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from latentgen.checkpoints.folder import load_model, load_vae
+from latentgen.checkpoints.folder import load_model, load_vae, save_vae
 from latentgen.checkpoints.io import read_tensors
 from latentgen.cli.train_noise import prompt_lines
 from latentgen.presets import EMBEDDED
@@ -132,6 +132,12 @@ def test_a_decoder_is_trained_on_latents_encoded_once(cli: Cli, pictures: Path, 
         more = cli(*common, *sizes, "--out", out, "--init", init)
         assert more.code == 0, more.err
         assert "pictures with the VAE" not in more.err
+    other = load_vae(tiny_model)
+    other.encoder.conv_in.weight.data += 0.1
+    save_vae(other, Path("other/vae"))
+    resume = ("--resume", "latest", "--override", "max_steps", "--max-steps", "5")
+    mixed = cli(*common, *sizes, *resume, "--out", "first", "--init", "other")
+    assert_fails(mixed, "settings differ: cached_latents: 'latents-")
     before, after = load_vae(tiny_model).state_dict(), load_vae(Path("first/model")).state_dict()
     again = load_vae(Path("second/model")).state_dict()
     assert all(torch.equal(after[name], again[name]) for name in after)

@@ -192,6 +192,7 @@ REFUSED = [
     (("--scaling", "one"), "--scaling one is not one of fold, energy, measured", 2),
     (("--scaling", "fold", "--decoder-only", "--init", "m"), "--decoder-only keeps the latents as they are", 2),
     (("--latent-noise", "inf"), "--latent-noise inf must be a number, 0 or more", 2),
+    (("--latent-noise", "0.1"), "--latent-noise 0.1 needs --decoder-only", 2),
     (("--cache-latents",), "--cache-latents needs an encoder that stays as it is", 2),
     (
         ("--cache-latents", "--decoder-only", "--init", "m", "--resolution", "64", "--crop", "32"),

@@ -218,6 +218,9 @@ def test_latents_known_beforehand_train_the_decoder_as_the_encoder_does(tiny_dat
             latents=known,
         )
         objective.network.vae.load_state_dict(vae.state_dict())
+        if known is not None:
+            objective.network.vae.encoder.conv_in.weight.data.fill_(torch.nan)  # it is not asked
+            assert objective.describe()["cached_latents"] == latents.identity
         batch = objective.batch(draws(range(4)))
         assert batch.moments.shape == ((4, 4, 8, 8) if known else (0,))
         assert torch.equal(batch.pixels, to_float(tiny_data.pixels.batch([draw.item for draw in draws(range(4))])))
@@ -230,12 +233,17 @@ def test_latents_known_beforehand_train_the_decoder_as_the_encoder_does(tiny_dat
                 **{name: each.grad for name, each in objective.network.named_parameters() if each.grad is not None},
             }
         )
-    torch.testing.assert_close(*found, rtol=5e-3, atol=1e-4)
+    for name, cached in found[0].items():
+        assert float((cached - found[1][name]).norm()) <= 0.01 * float(found[1][name].norm()), name
 
 
 def test_noise_is_added_to_the_latents(tiny_data: TinyData) -> None:
-    """Gaussian, its spread even between 0 and what is asked for; the loss is that of the noisy latents' picture."""
-    objective = objective_on(tiny_data.pixels, VAELossWeights(kl=0.0, logvar=0.0, latent_noise=0.5))
+    """Gaussian, its spread even between 0 and what is asked for; the loss is that of the noisy latents' picture.
+
+    It is that of what a U-Net sees: twice as much in raw latents where these are twice as large.
+    """
+    weights = VAELossWeights(kl=0.0, logvar=0.0, latent_noise=0.5)
+    objective = objective_on(tiny_data.pixels, weights)
     noise = objective.batch(draws(range(400))).noise
     spreads = noise.std(dim=(1, 2, 3))
     assert 0.4 < float(spreads.max()) < 0.65
@@ -247,6 +255,8 @@ def test_noise_is_added_to_the_latents(tiny_data: TinyData) -> None:
     loss, _ = objective.loss(objective.network, batch, 0)
     torch.testing.assert_close(loss, F.l1_loss(answer, batch.pixels) + gradient_l1(answer, batch.pixels))
     assert not objective_on(tiny_data.pixels, VAELossWeights()).batch(draws(range(3))).noise.any()
+    objective.config = replace(VAE, scaling_factor=0.5)
+    assert torch.equal(objective.batch(draws(range(400))).noise, 2 * noise)
 
 
 @pytest.mark.parametrize(("crop_px", "says"), [(7, "--crop 7"), (32, "larger than the pictures")])
