@@ -212,7 +212,7 @@ def train_vae(
         raise InputError(f"--disc-width {disc_width} makes nothing wide", hint="give --disc-weight too")
     if disc_width is not None and disc_width % DISCRIMINATOR_NORM_GROUPS:
         raise InputError(
-            f"--disc-width {disc_width} is not a multiple of {DISCRIMINATOR_NORM_GROUPS}", hint="its norms' groups"
+            f"--disc-width {disc_width} is not a multiple of {DISCRIMINATOR_NORM_GROUPS}", hint="such as 32"
         )
     choice = choose_perceptual(one_of("--perceptual", perceptual, ("auto", "lpips", "clip", "none")), perceptual_model)
     shape = _vae_shape(channels, latent_channels, resolution)

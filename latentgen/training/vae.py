@@ -166,10 +166,10 @@ class VAEObjective:
         check_crop_fits(crop_px, pixels.shapes)
         assert (discriminator is not None) == (weights.adversarial > 0), "a weight for a discriminator, or neither"
         self.config, self.pixels, self.data_fingerprint = config, pixels, data_fingerprint
-        self.crop_px, self.side_px, self.weights, self.flip = crop_px, side_px, weights, flip
+        self.crop_px, self.side_px, self.weights = crop_px, side_px, weights
         self.perceptual, self.perceptual_identity, self.held_out = perceptual, perceptual_identity, held_out
         assert latents is None or decoder_only, "an encoder that learns is asked anew"
-        self.latents = latents
+        self.latents, self.flip = latents, flip and latents is None
         self._network = VAENetwork(config, decoder_only=decoder_only, discriminator=discriminator)
 
     @property
@@ -195,7 +195,7 @@ class VAEObjective:
             "side_px": self.side_px,
             "pixels": self.pixels.identity,
             "decoder_only": self._network.decoder_only,
-            "flip": self.flip and self.latents is None,
+            "flip": self.flip,
             "cached_latents": None if self.latents is None else self.latents.identity,
             "data": self.data_fingerprint,
         }
@@ -214,7 +214,7 @@ class VAEObjective:
             rooms = (height - self.crop_px + 1, width - self.crop_px + 1, 2)
             top, left, mirrored = (int(torch.randint(room, (), generator=generator)) for room in rooms)
             crop = self.pixels.crop(draw.item, top, left, self.crop_px)
-            crops.append(crop.flip(1) if self.flip and self.latents is None and mirrored else crop)
+            crops.append(crop.flip(1) if self.flip and mirrored else crop)
             shape = (self.config.latent_channels, latent_side, latent_side)
             eps.append(torch.randn(shape, generator=draw.generator("eps")))
             noises.append(self._latent_noise(draw, shape))
