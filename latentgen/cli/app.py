@@ -26,6 +26,7 @@ class Command:
 COMMANDS: dict[str, dict[str, Command]] = {
     "Pictures": {
         "generate": Command("latentgen.cli.generate:generate", "Draw pictures from prompts."),
+        "serve": Command("latentgen.cli.serve:serve", "Keep a model loaded, and draw for a page or a program."),
         "replay": Command("latentgen.cli.replay:replay", "Draw a picture again from its file alone, and compare."),
         "compare": Command("latentgen.cli.compare:compare", "Say how alike pictures are, and what made them differ."),
         "tokens": Command("latentgen.cli.tokens:tokens", "Show how a prompt is read: tokens, weights, chunks."),

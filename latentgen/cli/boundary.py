@@ -57,7 +57,7 @@ def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> 
     except BaseException as error:  # noqa: BLE001  this is the boundary
         known = _as_ours(error)
         if known is None:
-            write_line(sys.stderr, f"error: {one_line(*_record_bug(error), limit=limit)}")
+            write_line(sys.stderr, f"error: {one_line(*record_bug(error), limit=limit)}")
             return 1
         message, hint, code = known
         write_line(sys.stderr, f"error: {one_line(message, hint, limit=limit)}")
@@ -113,7 +113,7 @@ def _usage_line(error: BaseException) -> tuple[str, str | None, int]:
     return message, hint, int(getattr(error, "exit_code", 2))
 
 
-def _record_bug(error: BaseException) -> tuple[str, str]:
+def record_bug(error: BaseException) -> tuple[str, str]:
     """Write the traceback to a file; the message and the hint that name it."""
     import platform
     import tempfile

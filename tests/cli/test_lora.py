@@ -15,31 +15,15 @@ from safetensors.torch import save_file
 
 from latentgen.checkpoints.folder import save_vae
 from latentgen.checkpoints.lora import LoRAWeights, write_lora
-from latentgen.checkpoints.lora_names import is_target, kohya_name
+from latentgen.checkpoints.lora_names import kohya_name
 from latentgen.cli.add_ons import parse_lora
 from latentgen.images.files import read_picture
 from latentgen.images.pixels import pixels_sha256
-from latentgen.models.lora import LowRankUpdate, layers_of
 from tests.cli.conftest import Cli
 from tests.tiny import TINY_VAE, tiny_vae
-from tests.tiny_bundle import tiny_bundle
+from tests.tiny_bundle import some_lora
 
 TO_K = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-
-
-def some_lora(seed: int) -> LoRAWeights:
-    bundle = tiny_bundle()
-    generator = torch.Generator().manual_seed(seed)
-    modules = {
-        name: LowRankUpdate(
-            torch.randn(2, layer.weight.shape[1], generator=generator) * 0.3,
-            torch.randn(len(layer.weight), 2, generator=generator),
-            alpha=2.0,
-        )
-        for name, layer in layers_of(bundle.unet, bundle.text_encoder).items()
-        if is_target(name, "attention") and layer.weight.ndim == 2
-    }
-    return LoRAWeights(modules, "kohya")
 
 
 @pytest.fixture

@@ -1,0 +1,301 @@
+"""AUTOMATIC1111's HTTP interface, `/sdapi/v1`: its requests as ours, our pictures as its answers.
+
+What a request does not say is the model's default, not that program's. What it says and latentgen has not is told in
+the answer's `info`, by name and reason, as `replay` tells it of that program's pictures.
+Source: `modules/api/models.py` and `/docs` of that project.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latentgen import __version__
+from latentgen.cli.plan import Entry, Flags
+from latentgen.errors import InputError
+from latentgen.images.foreign import short
+from latentgen.images.foreign_names import AUTOMATIC, schedule_word
+from latentgen.samplers.registry import SAMPLERS, SCHEDULES, resolve_sampler
+from latentgen.server.bodies import Body, flag_value, in_base64, save_picture, text_of, whole
+
+if TYPE_CHECKING:
+    from latentgen.pipeline import GenerationResult
+    from latentgen.server.jobs import Job, Progress
+
+_FLAGS: Final = {
+    "negative_prompt": "negative-prompt",
+    "seed": "seed",
+    "steps": "steps",
+    "cfg_scale": "guidance",
+    "width": "width",
+    "height": "height",
+}
+"""Keys that a flag stands for as they are."""
+_DDIM: Final = "ddim"
+_USUAL_ETA: Final = (0, 1)
+"""Of other samplers: those that add noise have 1, the others none, and clients send either to any of them."""
+_HIRES_SCALE: Final = 2.0
+_ORIGINAL: Final = 1
+"""`inpainting_fill`: drawing starts from what is under the mask."""
+_CROP: Final = 1
+"""`resize_mode`: a picture of another shape is cropped."""
+_HONOURED: Final = frozenset(
+    {
+        *_FLAGS,
+        "eta",
+        "prompt",
+        "sampler_name",
+        "sampler_index",
+        "scheduler",
+        "n_iter",
+        "batch_size",
+        "denoising_strength",
+        "enable_hr",
+        "hr_scale",
+        "init_images",
+        "mask",
+        "mask_blur",
+        "inpainting_mask_invert",
+        "override_settings",
+        "send_images",
+    }
+)
+_SAYS_NOTHING: Final = frozenset(
+    {
+        "do_not_save_grid",
+        "do_not_save_samples",
+        "force_task_id",
+        "hr_upscaler",
+        "image_cfg_scale",
+        "include_init_images",
+        "inpaint_full_res_padding",
+        "mask_round",
+        "override_settings_restore_afterwards",
+        "s_min_uncond",
+        "s_tmax",
+        "seed_resize_from_h",
+        "seed_resize_from_w",
+        "subseed",
+    }
+)
+"""Keys that change nothing by themselves, or only beside one that is told of."""
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "inpainting_fill": _ORIGINAL,
+    "resize_mode": _CROP,
+    "s_noise": 1,
+    "initial_noise_multiplier": 1,
+}
+"""Values that are what happens here anyway."""
+_OF_MASKS: Final = ("inpaint_full_res", "inpainting_fill")
+"""Keys that mean something beside a mask alone."""
+_REASONS: Final = {
+    "alwayson_scripts": "there are no scripts",
+    "hr_negative_prompt": "both passes draw the same prompt",
+    "hr_prompt": "both passes draw the same prompt",
+    "hr_second_pass_steps": "the second pass takes as many steps as the first, times its strength",
+    "inpaint_full_res": "the whole picture is looked at, not the masked part alone",
+    "inpainting_fill": "drawing starts from what is under the mask",
+    "refiner_checkpoint": "one model draws all steps",
+    "resize_mode": "a picture of another shape is cropped",
+    "restore_faces": "no other model works on a finished picture",
+    "save_images": "pictures are sent, not kept",
+    "script_name": "there are no scripts",
+    "styles": "there are no styles",
+    "subseed_strength": "the noise follows from one seed",
+    "tiling": "pictures have edges",
+}
+_CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
+_CHECKPOINT: Final = "sd_model_checkpoint"
+
+FIXED: Final[Mapping[str, Any]] = {
+    "cmd-flags": {},
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "face-restorers": [],
+    "hypernetworks": [],
+    "latent-upscale-modes": [],
+    "prompt-styles": [],
+    "realesrgan-models": [],
+    "script-info": [],
+    "scripts": {"txt2img": [], "img2img": []},
+    "sd-vae": [],
+    "upscalers": [{"name": "Lanczos", "model_name": None, "model_path": None, "model_url": None, "scale": 4}],
+}
+"""What clients ask for before they draw, and is hardly here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    entry: Entry
+    could_not: tuple[str, ...]
+    """What is not done of it, each with its reason."""
+    sends_images: bool
+
+
+def read_txt2img(body: Body, model: str) -> Asked:
+    """A request for pictures from words. `model` is the title of the one that draws. Raises InputError."""
+    values, remarks = _common(body, model)
+    if body.get("enable_hr"):
+        values |= flag_value("hr_scale", "hires", body.get("hr_scale") or _HIRES_SCALE)
+        if body.get("denoising_strength") is not None:
+            values |= flag_value("denoising_strength", "hires-strength", body["denoising_strength"])
+    return _asked(body, values, remarks)
+
+
+def read_img2img(body: Body, model: str, folder: Path) -> Asked:
+    """A request for pictures from a picture, which is written into `folder` and read from there. Raises InputError."""
+    values, remarks = _common(body, model)
+    pictures = body.get("init_images")
+    if not isinstance(pictures, list) or len(pictures) != 1:
+        raise InputError("init_images must be a list of one picture", hint="send a request for each picture")
+    values["init_image"] = save_picture("init_images", pictures[0], folder / "picture")
+    if body.get("denoising_strength") is not None:
+        values |= flag_value("denoising_strength", "strength", body["denoising_strength"])
+    if body.get("mask"):
+        values["mask"] = save_picture("mask", body["mask"], folder / "mask")
+        values["invert_mask"] = bool(body.get("inpainting_mask_invert"))
+        if body.get("mask_blur") is not None:
+            values |= flag_value("mask_blur", "mask-blur", body["mask_blur"])
+    return _asked(body, values, remarks)
+
+
+def _common(body: Body, model: str) -> tuple[dict[str, Any], list[str]]:
+    """The flags that both kinds of request share, and what is not done of the settings to be overridden."""
+    values: dict[str, Any] = {}
+    for key, flag in _FLAGS.items():
+        if body.get(key) is not None:
+            values |= flag_value(key, flag, body[key])
+    count = whole(body, "n_iter", 1) * whole(body, "batch_size", 1)
+    values["count"] = count
+    if sampler := text_of(body, "sampler_name") or text_of(body, "sampler_index"):
+        values["sampler"] = sampler
+    schedule = text_of(body, "scheduler")
+    if schedule and schedule.casefold() != AUTOMATIC.casefold():
+        values["schedule"] = schedule_word(schedule)
+    overridden, remarks = body.get("override_settings") or {}, list[str]()
+    if sampler and resolve_sampler(sampler)[0] == _DDIM:
+        values |= flag_value("eta", "eta", body.get("eta"))
+    elif body.get("eta") not in (None, *_USUAL_ETA):
+        remarks.append("eta: ancestral samplers add all of their noise")
+    if not isinstance(overridden, dict):
+        raise InputError("override_settings must be an object")
+    for key, value in overridden.items():
+        if key == _CLIP_SKIP:
+            values |= flag_value(key, "clip-skip", value)
+        elif key == _CHECKPOINT:
+            check_model(value, model)
+        elif value not in (None, "", "Automatic", "None"):
+            remarks.append(f"override_settings.{short(str(key))}: not a setting that latentgen has")
+    return values, remarks
+
+
+def check_model(name: Any, model: str) -> None:
+    """Raise InputError for the name of a model that is not the one that draws; its title, or that without its hash."""
+    if name and name not in (model, model.partition(" [")[0]):
+        raise InputError(f"the model here is {model}, not {short(str(name))}", hint="latentgen serve --model MODEL")
+
+
+def _asked(body: Body, values: Mapping[str, Any], remarks: Sequence[str]) -> Asked:
+    entry = Entry(text_of(body, "prompt") or "", Flags(**values), "the request")
+    return Asked(entry, (*remarks, *_remarks(body)), body.get("send_images") is not False)
+
+
+def _remarks(body: Body) -> list[str]:
+    """What a request says that latentgen does not do."""
+    remarks: list[str] = []
+    for key, value in body.items():
+        silent = not value or value == -1 or _DEFAULTS.get(key) == value or (key in _OF_MASKS and not body.get("mask"))
+        if key not in _HONOURED and key not in _SAYS_NOTHING and not silent:
+            remarks.append(f"{short(key)}: {_REASONS.get(key, 'not a setting that latentgen has')}")
+    return remarks
+
+
+def answer(body: Body, asked: Asked, job: Job, results: Sequence[GenerationResult], model: str) -> dict[str, Any]:
+    """The pictures in base64, PNG files that carry their requests, and what was drawn."""
+    from latentgen.pipeline.result import picture_text
+
+    requests = [result.request for result in results]
+    first = job.requests[0]
+    info = {
+        "prompt": first.prompt,
+        "all_prompts": [each.prompt for each in requests],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [each.negative_prompt for each in requests],
+        "seed": first.seed,
+        "all_seeds": [each.seed for each in requests],
+        "subseed": -1,
+        "subseed_strength": 0,
+        "width": first.width_px,
+        "height": first.height_px,
+        "sampler_name": SAMPLERS[first.sampler].title,
+        "scheduler": SCHEDULES[first.schedule].title,
+        "cfg_scale": first.guidance,
+        "steps": first.steps,
+        "batch_size": len(results),
+        "denoising_strength": None if first.init is None else first.init.strength,
+        "clip_skip": first.clip_skip or 1,
+        "sd_model_name": model.partition(" [")[0],
+        "sd_model_hash": results[0].metadata.fingerprint if results else None,
+        "index_of_first_image": 0,
+        "infotexts": [picture_text(result.metadata).parameters for result in results],
+        "version": f"latentgen {__version__}",
+        "could_not": list(asked.could_not),
+        "notes": list(job.notes),
+    }
+    echoed = {key: value for key, value in body.items() if key not in ("init_images", "mask")}
+    images = [in_base64(result.encode()) for result in results] if asked.sends_images else []
+    return {"images": images, "parameters": echoed, "info": json.dumps(info)}
+
+
+def progress_answer(progress: Progress | None, waiting: int, picture: str | None) -> dict[str, Any]:
+    """How far the job is that is drawn now; a share of 0 and no job if there is none."""
+    state = {
+        "skipped": False,
+        "interrupted": progress is not None and progress.is_stopped,
+        "stopping_generation": progress is not None and progress.is_stopped,
+        "job": "" if progress is None else "drawing",
+        "job_count": 0 if progress is None else progress.pictures,
+        "job_no": 0 if progress is None else progress.pictures_done,
+        "job_timestamp": "0",
+        "sampling_step": 0 if progress is None else progress.step,
+        "sampling_steps": 0 if progress is None else progress.steps,
+    }
+    return {
+        "progress": 0.0 if progress is None else round(progress.share, 4),
+        "eta_relative": 0.0 if progress is None or progress.left_s is None else round(progress.left_s, 2),
+        "state": state,
+        "current_image": picture,
+        "textinfo": f"{waiting} waiting" if waiting else None,
+    }
+
+
+def samplers() -> list[dict[str, Any]]:
+    return [{"name": each.title, "aliases": [each.name, *each.aliases], "options": {}} for each in SAMPLERS.values()]
+
+
+def schedulers() -> list[dict[str, Any]]:
+    automatic = {"name": "automatic", "label": AUTOMATIC, "aliases": None}
+    return [
+        automatic,
+        *({"name": each.name, "label": each.title, "aliases": [*each.aliases]} for each in SCHEDULES.values()),
+    ]
+
+
+def models(title: str, fingerprint: str) -> list[dict[str, Any]]:
+    name = title.partition(" [")[0]
+    row = {"title": title, "model_name": name, "hash": fingerprint, "sha256": None, "filename": name, "config": None}
+    return [row]
+
+
+def options(title: str) -> dict[str, Any]:
+    return {_CHECKPOINT: title, _CLIP_SKIP: 1, "samples_format": "png"}
+
+
+def check_options(body: Body, title: str) -> None:
+    """Take settings that change nothing. Raises InputError for another model, or any other setting."""
+    check_model(body.get(_CHECKPOINT), title)
+    for key, value in body.items():
+        if key not in (_CHECKPOINT, "sd_checkpoint_hash") and options(title).get(key) != value:
+            raise InputError(f"{short(key)} is not a setting that can be changed here", hint="send it with a request")

@@ -1,0 +1,274 @@
+"""A1111's interface: the pictures are those of the command line, to the byte, and what is not done is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from latentgen.checkpoints.lora import write_lora
+from latentgen.cli.app import main
+from latentgen.images.files import read_picture_text
+from latentgen.server.app import Server
+from tests.server.conftest import Ask, decoded, encoded, pixels_of
+from tests.tiny_bundle import some_lora
+
+TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
+FULL: dict[str, Any] = {
+    "prompt": "a (red:1.2) cat",
+    "negative_prompt": "rain",
+    "seed": 5,
+    "steps": 4,
+    "cfg_scale": 6,
+    "width": 64,
+    "height": 48,
+    "sampler_name": "DPM++ 2M",
+    "scheduler": "Karras",
+    "batch_size": 2,
+    "n_iter": 1,
+}
+"""As its clients send it."""
+SILENT: dict[str, Any] = {
+    "styles": [],
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": -1,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "eta": 1.0,
+    "denoising_strength": None,
+    "s_min_uncond": 0,
+    "s_churn": 0,
+    "s_tmax": 99999,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "refiner_checkpoint": None,
+    "refiner_switch_at": None,
+    "disable_extra_networks": False,
+    "comments": {},
+    "enable_hr": False,
+    "firstphase_width": 0,
+    "firstphase_height": 0,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "hr_second_pass_steps": 0,
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "hr_checkpoint_name": None,
+    "hr_sampler_name": None,
+    "hr_prompt": "",
+    "hr_negative_prompt": "",
+    "sampler_index": "Euler",
+    "script_name": None,
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+    "force_task_id": None,
+    "infotext": None,
+}
+"""What that program's own documentation page sends beside it, at its defaults."""
+
+
+def by_command(tiny_model: Path, *arguments: str) -> bytes:
+    assert main(["generate", *arguments, "-m", str(tiny_model), "-o", "command.png", "--overwrite", "-q"]) == 0
+    return Path("command.png").read_bytes()
+
+
+def info_of(answer: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(answer["info"])
+
+
+def test_pictures_are_those_of_the_command_line(ask: Ask, tiny_model: Path) -> None:
+    answer = ask(TXT2IMG, FULL | SILENT)
+    flags = ["--negative", "rain", "--steps", "4", "--cfg", "6", "--size", "64x48", "--sampler", "DPM++ 2M Karras"]
+    for k, picture in enumerate(answer["images"]):
+        assert decoded(picture) == by_command(tiny_model, FULL["prompt"], "-s", str(5 + k), *flags)
+    assert len(answer["images"]) == 2
+    info = info_of(answer)
+    assert info["all_seeds"] == [5, 6]
+    assert (info["sampler_name"], info["scheduler"], info["cfg_scale"]) == ("DPM++ 2M", "Karras", 6)
+    assert info["could_not"] == []
+
+
+def test_what_is_not_said_is_the_models_default(ask: Ask, tiny_model: Path) -> None:
+    answer = ask(TXT2IMG, {"prompt": "a cat", "seed": 3})
+    assert decoded(answer["images"][0]) == by_command(tiny_model, "a cat", "-s", "3")
+
+
+def test_infotexts_are_those_of_the_files(ask: Ask, tmp_path: Path) -> None:
+    answer = ask(TXT2IMG, FULL)
+    (tmp_path / "a.png").write_bytes(decoded(answer["images"][1]))
+    _, _, text = read_picture_text(tmp_path / "a.png")
+    assert info_of(answer)["infotexts"][1] == text.parameters
+    assert "Seed: 6" in info_of(answer)["infotexts"][1]
+
+
+def test_eta_is_ddims(ask: Ask, tiny_model: Path) -> None:
+    body = {"prompt": "a cat", "seed": 3, "steps": 4, "sampler_name": "DDIM", "scheduler": "automatic", "eta": 0.5}
+    answer = ask(TXT2IMG, body)
+    flags = ["--steps", "4", "--sampler", "ddim", "--eta", "0.5"]
+    assert decoded(answer["images"][0]) == by_command(tiny_model, "a cat", "-s", "3", *flags)
+    assert info_of(answer)["could_not"] == []
+
+
+def test_a_second_pass(ask: Ask, tiny_model: Path) -> None:
+    body = {"prompt": "a cat", "seed": 3, "steps": 4, "enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5}
+    drawn = decoded(ask(TXT2IMG, body)["images"][0])
+    flags = ["--steps", "4", "--hires", "2x", "--hires-strength", "0.5"]
+    assert drawn == by_command(tiny_model, "a cat", "-s", "3", *flags)
+
+
+def test_from_a_picture_under_a_mask(ask: Ask, tiny_model: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:32, 12:40] = 255
+    body = {"prompt": "a cat", "seed": 3, "steps": 8, "denoising_strength": 0.6, "width": 64, "height": 48}
+    body |= {"init_images": [f"data:image/png;base64,{encoded(photo)}"], "mask": encoded(mask), "mask_blur": 0}
+    answer = ask(IMG2IMG, body)
+    drawn = pixels_of(answer["images"][0])
+    assert np.array_equal(drawn[mask == 0], photo[mask == 0])
+    assert not np.array_equal(drawn[mask != 0], photo[mask != 0])
+    Path("photo.png").write_bytes(decoded(encoded(photo)))
+    Path("mask.png").write_bytes(decoded(encoded(mask)))
+    flags = ["--steps", "8", "-i", "photo.png", "--strength", "0.6", "--mask", "mask.png", "--mask-blur", "0"]
+    assert decoded(answer["images"][0]) == by_command(tiny_model, "a cat", "-s", "3", *flags)
+    assert "init_images" not in answer["parameters"]
+    assert "mask" not in answer["parameters"]
+
+
+def test_what_is_for_masks_alone_is_told_beside_one(ask: Ask) -> None:
+    photo, mask = np.full((48, 64, 3), 200, np.uint8), np.full((48, 64), 255, np.uint8)
+    body = {"prompt": "a cat", "steps": 4, "init_images": [encoded(photo)], "inpaint_full_res": True}
+    assert info_of(ask(IMG2IMG, body))["could_not"] == []
+    (told,) = info_of(ask(IMG2IMG, body | {"mask": encoded(mask)}))["could_not"]
+    assert told.startswith("inpaint_full_res: the whole picture is looked at")
+
+
+def test_an_inverted_mask(ask: Ask) -> None:
+    photo = np.full((48, 64, 3), 200, np.uint8)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, 32:] = 255
+    body = {"prompt": "a cat", "steps": 4, "init_images": [encoded(photo)], "mask": encoded(mask), "mask_blur": 0}
+    drawn = pixels_of(ask(IMG2IMG, body | {"inpainting_mask_invert": 1})["images"][0])
+    assert np.array_equal(drawn[:, 32:], photo[:, 32:])
+
+
+@pytest.mark.parametrize(
+    ("said", "remark"),
+    [
+        ({"tiling": True}, "tiling: pictures have edges"),
+        ({"subseed_strength": 0.5}, "subseed_strength: the noise follows from one seed"),
+        ({"alwayson_scripts": {"ControlNet": {}}}, "alwayson_scripts: there are no scripts"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "override_settings.eta_noise_seed_delta: not a"),
+        ({"eta": 0.5}, "eta: ancestral samplers add all of their noise"),
+        ({"something_new": 3}, "something_new: not a setting that latentgen has"),
+    ],
+)
+def test_what_is_not_done_is_said(ask: Ask, said: dict[str, Any], remark: str) -> None:
+    (told,) = info_of(ask(TXT2IMG, {"prompt": "a cat", "steps": 2, **said}))["could_not"]
+    assert told.startswith(remark)
+
+
+def test_clip_skip_and_the_models_own_name_are_honoured(ask: Ask, server: Server) -> None:
+    settings = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": server.title}
+    info = info_of(ask(TXT2IMG, {"prompt": "a cat", "steps": 2, "override_settings": settings}))
+    assert (info["clip_skip"], info["could_not"]) == (2, [])
+
+
+def test_a_lora_of_the_folder_is_drawn_with(client: TestClient, ask: Ask, tmp_path: Path) -> None:
+    plain = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"]
+    folder = tmp_path / "data/latentgen/loras"
+    folder.mkdir(parents=True)
+    write_lora(folder / "ink.safetensors", some_lora(1), "kohya")
+    assert [each["name"] for each in client.get("/sdapi/v1/loras").json()] == ["ink"]
+    with_it = ask(TXT2IMG, {"prompt": "a cat <lora:ink:2>", "seed": 1, "steps": 2})["images"]
+    assert not np.array_equal(pixels_of(plain[0]), pixels_of(with_it[0]))
+    again = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"]
+    assert again == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (TXT2IMG, {}, "the request: prompt is empty (say what to draw)"),
+        (TXT2IMG, {"prompt": 3}, "prompt must be text, not 3"),
+        (TXT2IMG, {"prompt": "a cat", "steps": 0}, "the request: steps 0 is out of range (1 to 1000)"),
+        (TXT2IMG, {"prompt": "a cat", "cfg_scale": "7"}, "cfg_scale: guidance must be a number, not '7'"),
+        (TXT2IMG, {"prompt": "a cat", "steps": 2.5}, "steps must be a whole number, not 2.5"),
+        (TXT2IMG, {"prompt": "a cat", "width": 65}, "the request: width 65 does not fit this model"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 101}, "101 pictures are too many for one request (at most 100)"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 0}, "the request: count 0 is out of range"),
+        (TXT2IMG, {"prompt": "a cat", "sampler_name": "PLMS"}, "no such sampler: 'PLMS' (the nearest here"),
+        (TXT2IMG, {"prompt": "a cat", "override_settings": [1]}, "override_settings must be an object"),
+        (TXT2IMG, {"prompt": "a cat", "override_settings": {"sd_model_checkpoint": "xl"}}, "the model here is tiny ["),
+        (IMG2IMG, {"prompt": "a cat"}, "init_images must be a list of one picture"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": [3]}, "init_images must be a picture in base64"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": ["?"]}, "init_images is not base64"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": ["aGVsbG8="]}, "init_images is not a whole PNG, JPEG or WebP"),
+        ("/sdapi/v1/png-info", {"image": "aGVsbG8="}, "image is not a whole PNG, JPEG or WebP"),
+        ("/sdapi/v1/options", {"sd_model_checkpoint": "xl"}, "the model here is tiny ["),
+        ("/sdapi/v1/options", {"samples_format": "jpg"}, "samples_format is not a setting that can be changed here"),
+    ],
+)
+def test_bad_requests_are_told_in_one_line(client: TestClient, path: str, body: dict[str, Any], message: str) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["detail"].startswith(message)
+    assert response.json()["error"]["message"] == response.json()["detail"]
+    assert "/tmp" not in response.text, "a path of the server's"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"1" * 10_000])
+def test_what_is_no_object_is_refused(client: TestClient, data: bytes) -> None:
+    response = client.post(TXT2IMG, content=data)
+    assert response.status_code == 400
+    assert "JSON" in response.json()["detail"]
+
+
+def test_a_lora_that_is_not_there(client: TestClient) -> None:
+    response = client.post(TXT2IMG, json={"prompt": "a cat <lora:ink:1>"})
+    assert (response.status_code, response.json()["detail"][:40]) == (404, "<lora:ink>: there is no such LoRA (give ")
+
+
+def test_what_clients_look_at_first(client: TestClient, server: Server) -> None:
+    title = server.title
+    (model,) = client.get("/sdapi/v1/sd-models").json()
+    assert (model["title"], model["model_name"]) == (title, "tiny")
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == title
+    assert client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "tiny"}).status_code == 200
+    assert "Euler a" in {each["name"] for each in client.get("/sdapi/v1/samplers").json()}
+    assert "Karras" in {each["label"] for each in client.get("/sdapi/v1/schedulers").json()}
+    for name in (
+        "sd-vae",
+        "upscalers",
+        "embeddings",
+        "hypernetworks",
+        "prompt-styles",
+        "loras",
+        "scripts",
+        "cmd-flags",
+    ):
+        assert client.get(f"/sdapi/v1/{name}").status_code == 200
+
+
+def test_every_sampler_of_the_list_draws(client: TestClient, ask: Ask) -> None:
+    for each in client.get("/sdapi/v1/samplers").json():
+        answer = ask(TXT2IMG, {"prompt": "a cat", "steps": 2, "sampler_name": each["name"]})
+        assert info_of(answer)["sampler_name"] == each["name"]
+
+
+def test_what_a_picture_says(ask: Ask) -> None:
+    drawn = ask(TXT2IMG, {"prompt": "a cat", "seed": 4, "steps": 2})["images"][0]
+    said = ask("/sdapi/v1/png-info", {"image": drawn})
+    assert said["info"].startswith("a cat\nSteps: 2, ")
+    assert said["items"]["latentgen"]["request"]["seed"] == 4

@@ -1,0 +1,107 @@
+"""Who may ask: other sites' pages and callers without the key are turned away, whatever they ask for."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from latentgen.server import app as app_module
+from latentgen.server.app import Server, make_app
+from tests.server.conftest import OWN_URL
+
+ELSEWHERE = "http://elsewhere.example"
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1:7860", "[::1]:7860", "LOCALHOST"])
+def test_names_of_this_machine(client: TestClient, host: str) -> None:
+    assert client.get("/health", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "localhost.elsewhere.example:7860", "", "[", "10.0.0.1"])
+def test_a_name_that_was_pointed_at_this_machine(client: TestClient, host: str) -> None:
+    response = client.get("/health", headers={"Host": host})
+    assert response.status_code == 403
+    assert "does not answer to" in response.json()["detail"]
+
+
+def test_a_server_for_a_network_answers_to_any_name(server: Server) -> None:
+    client = TestClient(make_app(server, only_loopback=False), base_url="http://studio.local:7860")
+    assert client.get("/health").status_code == 200
+
+
+def test_pages_of_other_sites(client: TestClient, server: Server) -> None:
+    body = '{"prompt": "a cat"}'
+    simple = {"Origin": ELSEWHERE, "Content-Type": "text/plain"}  # what a page may send without asking first
+    assert client.post("/sdapi/v1/txt2img", content=body, headers=simple).status_code == 403
+    assert client.post("/sdapi/v1/interrupt", headers={"Origin": "null"}).status_code == 403
+    assert client.get("/health", headers={"Origin": OWN_URL}).status_code == 200
+    assert server.worker.progress() is None
+
+
+def test_an_origin_that_is_allowed(server: Server) -> None:
+    client = TestClient(make_app(server, only_loopback=True, api_key="k", origins=[f"{ELSEWHERE}/"]), base_url=OWN_URL)
+    asked = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
+    preflight = client.options("/sdapi/v1/txt2img", headers=asked | {"Access-Control-Request-Headers": "authorization"})
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ELSEWHERE
+    answer = client.get("/v1/models", headers={"Origin": ELSEWHERE, "Authorization": "Bearer k"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
+    assert client.get("/health", headers={"Origin": "http://third.example"}).status_code == 403
+
+
+def test_the_key(server: Server) -> None:
+    client = TestClient(make_app(server, only_loopback=True, api_key="ключ"), base_url=OWN_URL)
+    for path in ("/sdapi/v1/sd-models", "/v1/models", "/sdapi/v1/progress", "/nothing"):
+        for given in (None, "Bearer", "Bearer wrong", "Basic ключ", "ключ"):
+            headers = {} if given is None else {"Authorization": given.encode()}
+            assert client.get(path, headers=headers).status_code == 401
+    right = {"Authorization": "bearer ключ".encode()}
+    assert client.get("/v1/models", headers=right).status_code == 200
+    assert client.get("/").status_code == 200, "the page, which asks for the key"
+
+
+def test_too_large_a_body(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
+    response = client.post("/sdapi/v1/txt2img", json={"prompt": "a" * 1000})
+    assert (response.status_code, response.json()["detail"]) == (400, "the request holds more than 1000 bytes")
+
+
+def test_paths_and_methods_that_there_are_not(client: TestClient) -> None:
+    assert client.get("/nothing").json()["detail"] == "GET /nothing: Not Found"
+    assert client.get("/sdapi/v1/txt2img").status_code == 405
+
+
+def test_a_bug_is_told_and_its_traceback_kept(
+    client: TestClient, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(entries: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(type(server.planner), "plan", lambda self, entries: broken(entries))
+    response = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat"})
+    assert response.status_code == 500
+    found = re.fullmatch(
+        r"this is a bug in latentgen: ZeroDivisionError: division by zero \(details: (.+)\)", response.json()["detail"]
+    )
+    assert found is not None
+    assert "ZeroDivisionError" in Path(found[1]).read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_from_outside(client: TestClient) -> None:
+    response = client.get("/")
+    assert "tiny" in response.text
+    assert 'value="dpmpp_2m"' in response.text
+    assert not re.search(r"(https?:)?//\w", response.text), "an address"
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    template = files("latentgen.server").joinpath("page.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'ask\("([^"?]+)', template)) <= {route.path for route in server_routes(client)}
+
+
+def server_routes(client: TestClient) -> list[object]:
+    return client.app.routes  # pyright: ignore[reportAttributeAccessIssue]
