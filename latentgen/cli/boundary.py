@@ -55,7 +55,7 @@ def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> 
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:  # noqa: BLE001  this is the boundary
-        known = _as_ours(error)
+        known = as_ours(error)
         if known is None:
             write_line(sys.stderr, f"error: {one_line(*record_bug(error), limit=limit)}")
             return 1
@@ -79,7 +79,7 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def _as_ours(error: BaseException) -> tuple[str, str | None, int] | None:
+def as_ours(error: BaseException) -> tuple[str, str | None, int] | None:
     """Message, hint and exit code of a failure that is not a bug of ours."""
     if isinstance(error, LatentgenError):
         return error.message, error.hint, error.exit_code

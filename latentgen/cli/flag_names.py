@@ -45,7 +45,8 @@ class Flag:
             return self._tuple(value)
         wanted = {float: (int, float), Path: (str,)}.get(self.kind, (self.kind,))
         if self.field == "hires" and isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)  # the one text that is also a number on the command line
+            # The one text that is also a number on the command line, there with at most six decimals.
+            value = f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
             raise InputError(f"{self.name} must be {_WORDS[self.kind]}, not {value!r}")
         return Path(str(value)) if self.kind is Path else value

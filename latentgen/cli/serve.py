@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 SERVER = "Server"
 API_KEY_VARIABLE: Final = "LATENTGEN_API_KEY"
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _ENDS_WITHIN_S: Final = 5
 """Seconds that answers under way have when the server is told to end; drawing stops at its next step."""
 
@@ -95,6 +96,10 @@ def serve(
     latentgen serve --model sd15 --port 8000 --api-key "$KEY"
     """
     console = Console(quiet, json_events=json_events)
+    # Parse
+    if api_key is not None and not api_key.strip():
+        raise InputError("--api-key is empty", hint="leave it out to answer everybody")
+    origins = [parse_origin(each) for each in cors_origin or ()]
     # Resolve: everything that can be wrong is found before torch is imported
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
@@ -111,6 +116,7 @@ def serve(
         from latentgen.cli.preview import linear_decoder
         from latentgen.server.app import Server, make_app
         from latentgen.server.jobs import Planner, Worker
+        from latentgen.server.telling import Teller
 
         pipeline, load_s = load_model(
             folder, device=device, dtype=dtype, threads=threads, fast=fast, low_memory=low_memory
@@ -123,24 +129,39 @@ def serve(
         # With --low-memory the autoencoder is not there while the U-Net draws.
         preview = None if low_memory else linear_decoder(pipeline)
         worker = Worker(pipeline, preview, batch_size=batch_size, max_jobs=max_queue)
-        only_loopback = host in LOOPBACK
-        app = make_app(
-            Server(planner, worker, console),
-            only_loopback=only_loopback,
-            api_key=api_key or None,
-            origins=cors_origin or (),
-        )
+        only_loopback = is_loopback(host)
+        teller = Teller(console)
+        app = make_app(Server(planner, worker, teller), only_loopback=only_loopback, api_key=api_key, origins=origins)
         # Run
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{listening.getsockname()[1]}"
-        if not only_loopback and not api_key:
+        if not only_loopback and api_key is None:
             console.warn(f"whoever reaches {url} can draw with this machine (--api-key KEY, or {API_KEY_VARIABLE})")
         console.note(f"{pipeline.name} on {pipeline.device}, loaded in {load_s:.2f} s; Ctrl-C ends")
         if json_events:
             console.event("serving", url=url, model=pipeline.name)
         else:
             print(url, flush=True)
-        _http_server(app, worker.close).run(sockets=[listening])
+        try:
+            _http_server(app, worker.close).run(sockets=[listening])
+        finally:
+            teller.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which no other can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def parse_origin(text: str) -> str:
+    """An origin as browsers send it. Raises InputError for anything else, `*` among it."""
+    match = re.fullmatch(r"(https?://[^/?#\s*]+)/?", text.lower())
+    if match is None:
+        raise InputError(f"--cors-origin {text} is not an origin", hint="for instance http://localhost:3000")
+    return match[1]
 
 
 def _listen(host: str, port: int) -> socket.socket:

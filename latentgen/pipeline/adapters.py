@@ -48,6 +48,12 @@ class Adapters:
         """How many of a LoRA's modules the model has."""
         return self._files[use.fingerprint][1]
 
+    def forget(self, fingerprint: str) -> None:
+        """Let go of a LoRA that was added; requests may not hold it any more."""
+        if any(use.fingerprint == fingerprint for use in self._merged):
+            self.use(())
+        del self._files[fingerprint]
+
     def check(self, request: GenerationRequest) -> None:
         """Raise InputError for a LoRA that was not added, and for a tag in the prompt that stands for none of them."""
         for use in request.loras:

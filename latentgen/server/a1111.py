@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from latentgen import __version__
 from latentgen.cli.plan import Entry, Flags
 from latentgen.errors import InputError
+from latentgen.images.files import open_picture
 from latentgen.images.foreign import short
 from latentgen.images.foreign_names import AUTOMATIC, schedule_word
 from latentgen.samplers.registry import SAMPLERS, SCHEDULES, resolve_sampler
-from latentgen.server.bodies import Body, flag_value, in_base64, save_picture, text_of, whole
+from latentgen.server.bodies import Body, flag_value, in_base64, name_in, number_of_pictures, save_picture, text_of
 
 if TYPE_CHECKING:
     from latentgen.pipeline import GenerationResult
@@ -60,6 +61,7 @@ _HONOURED: Final = frozenset(
         "mask_blur",
         "inpainting_mask_invert",
         "override_settings",
+        "resize_mode",
         "send_images",
     }
 )
@@ -82,15 +84,26 @@ _SAYS_NOTHING: Final = frozenset(
     }
 )
 """Keys that change nothing by themselves, or only beside one that is told of."""
-_DEFAULTS: Final[Mapping[str, Any]] = {
+_DONE_ANYWAY: Final[Mapping[str, Any]] = {
     "inpainting_fill": _ORIGINAL,
-    "resize_mode": _CROP,
     "s_noise": 1,
     "initial_noise_multiplier": 1,
 }
-"""Values that are what happens here anyway."""
-_OF_MASKS: Final = ("inpaint_full_res", "inpainting_fill")
-"""Keys that mean something beside a mask alone."""
+"""Values of keys that are what happens here; of these keys every other value is told, 0 too."""
+_BESIDE: Final[Mapping[str, str]] = {
+    "inpaint_full_res": "mask",
+    "inpainting_fill": "mask",
+    "hr_second_pass_steps": "enable_hr",
+    "hr_resize_x": "enable_hr",
+    "hr_resize_y": "enable_hr",
+    "hr_prompt": "enable_hr",
+    "hr_negative_prompt": "enable_hr",
+    "hr_checkpoint_name": "enable_hr",
+    "hr_sampler_name": "enable_hr",
+    "hr_scheduler": "enable_hr",
+    "refiner_switch_at": "refiner_checkpoint",
+}
+"""Keys that mean something beside another alone."""
 _REASONS: Final = {
     "alwayson_scripts": "there are no scripts",
     "hr_negative_prompt": "both passes draw the same prompt",
@@ -132,11 +145,23 @@ class Asked:
     could_not: tuple[str, ...]
     """What is not done of it, each with its reason."""
     sends_images: bool
+    id: str | None
+    """What the client calls it: `force_task_id`."""
 
 
-def read_txt2img(body: Body, model: str) -> Asked:
-    """A request for pictures from words. `model` is the title of the one that draws. Raises InputError."""
-    values, remarks = _common(body, model)
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What draws."""
+
+    model: str
+    """Its title."""
+    sampler: str
+    """What it takes if none is named."""
+
+
+def read_txt2img(body: Body, here: Here) -> Asked:
+    """A request for pictures from words. Raises InputError."""
+    values, remarks = _common(body, here)
     if body.get("enable_hr"):
         values |= flag_value("hr_scale", "hires", body.get("hr_scale") or _HIRES_SCALE)
         if body.get("denoising_strength") is not None:
@@ -144,9 +169,9 @@ def read_txt2img(body: Body, model: str) -> Asked:
     return _asked(body, values, remarks)
 
 
-def read_img2img(body: Body, model: str, folder: Path) -> Asked:
+def read_img2img(body: Body, here: Here, folder: Path) -> Asked:
     """A request for pictures from a picture, which is written into `folder` and read from there. Raises InputError."""
-    values, remarks = _common(body, model)
+    values, remarks = _common(body, here)
     pictures = body.get("init_images")
     if not isinstance(pictures, list) or len(pictures) != 1:
         raise InputError("init_images must be a list of one picture", hint="send a request for each picture")
@@ -158,24 +183,33 @@ def read_img2img(body: Body, model: str, folder: Path) -> Asked:
         values["invert_mask"] = bool(body.get("inpainting_mask_invert"))
         if body.get("mask_blur") is not None:
             values |= flag_value("mask_blur", "mask-blur", body["mask_blur"])
+    if _is_cropped(values) and body.get("resize_mode") not in (None, _CROP):
+        remarks.append(f"resize_mode: {_REASONS['resize_mode']}")
     return _asked(body, values, remarks)
 
 
-def _common(body: Body, model: str) -> tuple[dict[str, Any], list[str]]:
+def _is_cropped(values: Mapping[str, Any]) -> bool:
+    """Whether the picture has another shape than what is drawn from it."""
+    with open_picture(values["init_image"]) as picture:
+        width, height = picture.size
+    wanted = values.get("width_px") or width, values.get("height_px") or height
+    return wanted[0] * height != wanted[1] * width
+
+
+def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
     """The flags that both kinds of request share, and what is not done of the settings to be overridden."""
     values: dict[str, Any] = {}
     for key, flag in _FLAGS.items():
         if body.get(key) is not None:
             values |= flag_value(key, flag, body[key])
-    count = whole(body, "n_iter", 1) * whole(body, "batch_size", 1)
-    values["count"] = count
-    if sampler := text_of(body, "sampler_name") or text_of(body, "sampler_index"):
+    values["count"] = number_of_pictures(body, "n_iter") * number_of_pictures(body, "batch_size")
+    if sampler := name_in(body, "sampler_name") or name_in(body, "sampler_index"):
         values["sampler"] = sampler
-    schedule = text_of(body, "scheduler")
+    schedule = name_in(body, "scheduler")
     if schedule and schedule.casefold() != AUTOMATIC.casefold():
         values["schedule"] = schedule_word(schedule)
     overridden, remarks = body.get("override_settings") or {}, list[str]()
-    if sampler and resolve_sampler(sampler)[0] == _DDIM:
+    if resolve_sampler(sampler or here.sampler)[0] == _DDIM:
         values |= flag_value("eta", "eta", body.get("eta"))
     elif body.get("eta") not in (None, *_USUAL_ETA):
         remarks.append("eta: ancestral samplers add all of their noise")
@@ -185,7 +219,7 @@ def _common(body: Body, model: str) -> tuple[dict[str, Any], list[str]]:
         if key == _CLIP_SKIP:
             values |= flag_value(key, "clip-skip", value)
         elif key == _CHECKPOINT:
-            check_model(value, model)
+            check_model(value, here.model)
         elif value not in (None, "", "Automatic", "None"):
             remarks.append(f"override_settings.{short(str(key))}: not a setting that latentgen has")
     return values, remarks
@@ -199,20 +233,27 @@ def check_model(name: Any, model: str) -> None:
 
 def _asked(body: Body, values: Mapping[str, Any], remarks: Sequence[str]) -> Asked:
     entry = Entry(text_of(body, "prompt") or "", Flags(**values), "the request")
-    return Asked(entry, (*remarks, *_remarks(body)), body.get("send_images") is not False)
+    sends_images = body.get("send_images") is not False
+    return Asked(entry, (*remarks, *_remarks(body)), sends_images, text_of(body, "force_task_id"))
 
 
 def _remarks(body: Body) -> list[str]:
     """What a request says that latentgen does not do."""
     remarks: list[str] = []
     for key, value in body.items():
-        silent = not value or value == -1 or _DEFAULTS.get(key) == value or (key in _OF_MASKS and not body.get("mask"))
-        if key not in _HONOURED and key not in _SAYS_NOTHING and not silent:
+        if key in _HONOURED or key in _SAYS_NOTHING or value is None:
+            continue
+        if key in _BESIDE and not body.get(_BESIDE[key]):
+            continue
+        silent = value == _DONE_ANYWAY[key] if key in _DONE_ANYWAY else not value or value == -1
+        if not silent:
             remarks.append(f"{short(key)}: {_REASONS.get(key, 'not a setting that latentgen has')}")
     return remarks
 
 
-def answer(body: Body, asked: Asked, job: Job, results: Sequence[GenerationResult], model: str) -> dict[str, Any]:
+def answer(
+    body: Body, asked: Asked, job: Job, results: Sequence[GenerationResult], model: str, fingerprint: str
+) -> dict[str, Any]:
     """The pictures in base64, PNG files that carry their requests, and what was drawn."""
     from latentgen.pipeline.result import picture_text
 
@@ -237,10 +278,11 @@ def answer(body: Body, asked: Asked, job: Job, results: Sequence[GenerationResul
         "denoising_strength": None if first.init is None else first.init.strength,
         "clip_skip": first.clip_skip or 1,
         "sd_model_name": model.partition(" [")[0],
-        "sd_model_hash": results[0].metadata.fingerprint if results else None,
+        "sd_model_hash": fingerprint,
         "index_of_first_image": 0,
         "infotexts": [picture_text(result.metadata).parameters for result in results],
         "version": f"latentgen {__version__}",
+        "interrupted": len(results) + len(job.failures) < len(job.requests),
         "could_not": list(asked.could_not),
         "notes": list(job.notes),
     }
@@ -249,13 +291,13 @@ def answer(body: Body, asked: Asked, job: Job, results: Sequence[GenerationResul
     return {"images": images, "parameters": echoed, "info": json.dumps(info)}
 
 
-def progress_answer(progress: Progress | None, waiting: int, picture: str | None) -> dict[str, Any]:
-    """How far the job is that is drawn now; a share of 0 and no job if there is none."""
+def progress_answer(progress: Progress | None, picture: str | None) -> dict[str, Any]:
+    """How far a job is; a share of 0 and no job if there is none."""
     state = {
         "skipped": False,
         "interrupted": progress is not None and progress.is_stopped,
         "stopping_generation": progress is not None and progress.is_stopped,
-        "job": "" if progress is None else "drawing",
+        "job": "" if progress is None else "waiting" if progress.ahead else "drawing",
         "job_count": 0 if progress is None else progress.pictures,
         "job_no": 0 if progress is None else progress.pictures_done,
         "job_timestamp": "0",
@@ -267,7 +309,7 @@ def progress_answer(progress: Progress | None, waiting: int, picture: str | None
         "eta_relative": 0.0 if progress is None or progress.left_s is None else round(progress.left_s, 2),
         "state": state,
         "current_image": picture,
-        "textinfo": f"{waiting} waiting" if waiting else None,
+        "textinfo": f"{progress.ahead} before it" if progress is not None and progress.ahead else None,
     }
 
 

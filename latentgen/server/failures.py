@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from latentgen.cli.boundary import record_bug
-from latentgen.errors import InputError, LatentgenError, ModelNotFoundError, OutOfMemoryError, is_out_of_memory
+from latentgen.cli.boundary import as_ours, one_line, record_bug
+from latentgen.errors import InputError, LatentgenError, ModelLoadError, ModelNotFoundError, OutOfMemoryError
 from latentgen.server.jobs import Busy
+from latentgen.server.telling import Teller
 
-_STATUS: Final = ((Busy, 503), (ModelNotFoundError, 404), (InputError, 400), (OutOfMemoryError, 507))
+MAX_TRACEBACKS: Final = 20
+"""Files that a server writes of bugs, which a client might meet again and again."""
+_STATUS: Final = (
+    (Busy, 503),
+    (ModelNotFoundError, 404),
+    (ModelLoadError, 400),
+    (InputError, 400),
+    (OutOfMemoryError, 507),
+)
+_STATUS_OF_CODE: Final = {OutOfMemoryError.exit_code: 507}
 
 
 def error_response(status: int, message: str) -> JSONResponse:
@@ -22,22 +33,41 @@ def error_response(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": error, "detail": message}, status)
 
 
-async def on_failure(request: Request, error: Exception) -> Response:
-    """Of our own errors."""
-    assert isinstance(error, LatentgenError)
-    status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
-    return error_response(status, str(error))
+class Failures:
+    """Starlette's exception handlers. Each answers, and tells the operator."""
 
+    def __init__(self, teller: Teller) -> None:
+        self._teller = teller
+        self._tracebacks = 0
 
-async def on_refusal(request: Request, error: Exception) -> Response:
-    """Of a path or a method that there is not."""
-    assert isinstance(error, HTTPException)
-    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    def handlers(self) -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+        return {LatentgenError: self.ours, HTTPException: self.refused, Exception: self.other}
 
+    async def ours(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, LatentgenError)
+        status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
+        return self._answer(request, status, str(error))
 
-async def on_bug(request: Request, error: Exception) -> Response:
-    """Of a bug of ours, whose traceback goes to a file as the command line's does; and of memory that ran out."""
-    if is_out_of_memory(error):
-        return error_response(507, "not enough memory (a smaller size needs less)")
-    message, hint = record_bug(error)
-    return error_response(500, f"{message} ({hint})")
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """Of a path or a method that there is not."""
+        assert isinstance(error, HTTPException)
+        return self._answer(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+    async def other(self, request: Request, error: Exception) -> Response:
+        """Of a full disk or memory, and of a bug of ours, whose traceback goes to a file as the command line's does."""
+        known = as_ours(error)
+        if known is not None:
+            message, hint, code = known
+            return self._answer(request, _STATUS_OF_CODE.get(code, 500), one_line(message, hint, limit=None))
+        self._tracebacks += 1
+        if self._tracebacks > MAX_TRACEBACKS:
+            return self._answer(request, 500, "this is a bug in latentgen, and not the first: see those before")
+        try:
+            message, hint = record_bug(error)
+        except OSError:
+            message, hint = f"this is a bug in latentgen: {type(error).__name__}: {error}", None
+        return self._answer(request, 500, one_line(message, hint, limit=None))
+
+    def _answer(self, request: Request, status: int, message: str) -> Response:
+        self._teller.failed(request.url.path, status, message)
+        return error_response(status, message)

@@ -7,66 +7,83 @@ known by its Origin, and one whose name was pointed at this machine (DNS rebindi
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import socket
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from latentgen.cli.serve import is_loopback
 from latentgen.server.failures import error_response
 
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-_HOST_HINT: Final = "localhost or 127.0.0.1; for others: latentgen serve --host ADDRESS"
-_CORS_HINT: Final = "latentgen serve --cors-origin ORIGIN"
 OPEN: Final = ("/", "/health")
 """Paths that need no key: the page itself, which then asks for it."""
+_OWN_NETWORK: Final = (".local", ".lan", ".home", ".internal")
+"""Endings of names that no site on the internet has."""
 
 
 class Guard:
-    """403 for another site's page, 401 without the key, and leave for the origins that are allowed (CORS)."""
+    """403 for another site's page and for a name that may be one's, 401 without the key."""
 
     def __init__(
         self, app: ASGIApp, *, only_loopback: bool, api_key: str | None = None, origins: Sequence[str] = ()
     ) -> None:
-        """only_loopback: the server is reached by a name of this machine itself, and by no other.
+        """only_loopback: the server is reached by a name of this machine itself, and by no other. Else, where a key is
+        asked for, it is reached by any name; without one by an address, or a name of its own network.
 
-        origins: of pages that may ask, such as "http://localhost:3000".
+        origins: of other sites' pages that may ask, such as "http://localhost:3000".
         """
-        self._origins = tuple(origin.rstrip("/") for origin in origins)
-        cors = CORSMiddleware(app, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"])
-        self.app = cors if self._origins else app
+        self.app = app
         self._only_loopback = only_loopback
         self._api_key = api_key
+        self._origins = frozenset(origins)
+        self._names = {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        origin = headers.get("origin")
-        host = headers.get("host", "")
-        if self._only_loopback and _name(f"//{host}") not in LOOPBACK:
-            refusal = error_response(403, f"this server does not answer to {host or 'no name'} ({_HOST_HINT})")
-            await refusal(scope, receive, send)
-        elif origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
-            refusal = error_response(403, f"this server is not for pages of {origin} ({_CORS_HINT})")
-            await refusal(scope, receive, send)
-        elif scope["method"] != "OPTIONS" and not self._has_key(scope["path"], headers.get("authorization", "")):
-            refusal = error_response(401, "the API key is missing or wrong (Authorization: Bearer KEY)")
-            await refusal(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        answering = self.app if refusal is None else error_response(*refusal)
+        await answering(scope, receive, send)
 
-    def _has_key(self, path: str, authorization: str) -> bool:
-        if self._api_key is None or path in OPEN:
-            return True
-        kind, _, key = authorization.partition(" ")
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and message for who may not ask."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._answers_to(_host(f"//{host}")):
+            hint = "localhost or 127.0.0.1" if self._only_loopback else "its address; with --api-key any name"
+            return 403, f"this server does not answer to {host or 'no name'} ({hint})"
+        if origin is not None and origin not in self._origins and origin.partition("//")[2] != host:
+            return 403, f"this server is not for pages of {origin} (latentgen serve --cors-origin ORIGIN)"
+        if self._api_key is not None and scope["path"] not in OPEN and not self._has_key(headers):
+            return 401, "the API key is missing or wrong (Authorization: Bearer KEY)"
+        return None
+
+    def _answers_to(self, name: str | None) -> bool:
+        if name is None:
+            return False
+        if self._only_loopback:
+            return is_loopback(name)
+        is_near = "." not in name or name.endswith(_OWN_NETWORK) or name in self._names or _is_address(name)
+        return self._api_key is not None or is_near
+
+    def _has_key(self, headers: dict[str, str]) -> bool:
+        assert self._api_key is not None, "there is no key"
+        kind, _, key = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key.encode())
 
 
-def _name(url: str) -> str | None:
+def _host(url: str) -> str | None:
+    """The name in a URL, in small letters; None if there is none or it is no URL."""
     try:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

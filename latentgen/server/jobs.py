@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ from latentgen.cli.prompt_syntax import tell_of_prompts
 from latentgen.cli.seen_words import tell_of_unseen_words
 from latentgen.cli.wildcards import Wildcards, wildcard_folders
 from latentgen.config import ModelConfig
-from latentgen.diffusion.strength import total_steps
-from latentgen.errors import InputError, RuntimeFailure
+from latentgen.diffusion.strength import hires_size, total_steps
+from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from latentgen.samplers.step import Step
 
 MAX_PICTURES = 100
-"""Of one job: a server's answer holds all of them."""
+MAX_PIXELS = 2**27
+"""Of one job, all pictures together: a server's answer holds them all. 100 of 1024 x 1024 are fewer."""
+MAX_LORAS = 16
+"""Kept in memory beside those that a job needs."""
 
 
 class Busy(RuntimeFailure):
@@ -52,23 +56,30 @@ class Job:
     requests: Sequence[GenerationRequest]
     init_files: InitFiles
     loras: LoRAFiles
-    notes: Sequence[str]
-    """What `generate` would say of these requests before it draws them."""
+    notes: list[str]
+    """What `generate` would say of these requests; what it would say while it draws comes in as it is drawn."""
+    id: str | None = None
+    """What the client calls it."""
     drawn: list[GenerationResult] = field(default_factory=list["GenerationResult"])
+    failures: list[LatentgenError] = field(default_factory=list[LatentgenError])
+    """Of pictures that could not be drawn; the others are."""
     steps_done: int = 0
     """Steps times pictures, as `steps` counts them."""
     latest: Step | None = None
     started: float | None = None
     """On `time.monotonic`'s clock; None while it waits."""
     is_stopped: bool = False
+    future: Future[list[GenerationResult]] | None = None
 
     @property
     def steps(self) -> int:
         return sum(map(total_steps, self.requests))
 
     def stop(self) -> None:
-        """End at the next step; pictures that are ready stay."""
+        """End at the next step, or never begin; pictures that are ready stay."""
         self.is_stopped = True
+        if self.future is not None:
+            self.future.cancel()  # only if it waits
 
     def on_step(self, step: Step) -> None:
         if self.is_stopped:
@@ -90,18 +101,31 @@ class Planner:
 
     def plan(self, entries: Sequence[Entry]) -> Job:
         """Raises InputError, ModelNotFoundError or OutOfMemoryError for what this model or machine cannot draw."""
-        if (count := sum(entry.flags.count for entry in entries)) > MAX_PICTURES:
-            raise InputError(f"{count} pictures are too many for one request", hint=f"at most {MAX_PICTURES}")
+        if any(entry.flags.count > MAX_PICTURES for entry in entries):
+            raise InputError("too many pictures for one request", hint=f"at most {MAX_PICTURES}")
         init_files = InitFiles()
         wildcards = Wildcards(wildcard_folders(None, None, models_folder().parent))
         requests = plan_requests(entries, self.config, wildcards, init_files)
-        requests = with_embeddings(self.add_ons.with_loras(requests), self.embeddings)
+        # Files of the folder of LoRAs are looked at anew for every job: they may have been exchanged.
+        add_ons = replace(self.add_ons, loras=LoRAFiles(dict(self.add_ons.loras.given)))
+        requests = with_embeddings(add_ons.with_loras(requests), self.embeddings)
+        self._check_size(requests)
         told = _Told()
         tell_of_prompts(told, requests, self.folder, self.embeddings, strict=False)
         tell_of_unseen_words(told, requests, self.folder, [file.name for file in self.embeddings])
         check_memory(requests, self.config, self.device, self.dtype)
         notes = [*told.lines, *init_files.notes, *pass_notes(requests, self.config)]
-        return Job(requests, init_files, self.add_ons.loras, notes)
+        return Job(requests, init_files, add_ons.loras, notes)
+
+    def _check_size(self, requests: Sequence[GenerationRequest]) -> None:
+        pixels = 0
+        for each in requests:
+            width, height = each.width_px, each.height_px
+            if each.hires is not None:
+                width, height = hires_size(each, self.config.size_multiple_px)
+            pixels += width * height
+        if pixels > MAX_PIXELS:
+            raise InputError(f"the pictures of one request hold {pixels} pixels", hint=f"at most {MAX_PIXELS} together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +143,7 @@ class _Told(Console):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of the job that is drawn now."""
+    """Of a job in line."""
 
     share: float
     """0 .. 1."""
@@ -131,6 +155,8 @@ class Progress:
     pictures_done: int
     pictures: int
     is_stopped: bool
+    ahead: int
+    """Jobs in line before it."""
 
 
 class Worker:
@@ -141,85 +167,112 @@ class Worker:
     ) -> None:
         """preview: latents to a picture while it is drawn; None shows nothing.
 
-        batch_size: as of `TextToImage.generate`. max_jobs: in line, the one that is drawn among them.
+        batch_size: as of `TextToImage.generate`. max_jobs: requests that are read, in line, drawn or answered.
         """
         self.pipeline = pipeline
         self._preview = preview
         self._batch_size = batch_size
         self._max_jobs = max_jobs
+        self._places = 0
         self._jobs: deque[Job] = deque()
+        """In line; the first is drawn."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentgen drawing")
-        self._loras: set[str] = set()
-        """Fingerprints of those that were read."""
+        self._loras: OrderedDict[str, None] = OrderedDict()
+        """Fingerprints of those that were read, the one used last at the end."""
         self._is_closed = False
 
-    async def draw(self, job: Job) -> list[GenerationResult]:
-        """The job's pictures; fewer if it is stopped. Raises Busy if the line is full, and what drawing raises."""
+    @contextmanager
+    def place(self) -> Generator[None]:
+        """A request's place, from before it is read until it is answered: what waits takes memory. Raises Busy."""
         self._check_open()
-        if len(self._jobs) >= self._max_jobs:
-            raise Busy(f"{len(self._jobs)} requests are in line already", hint="try again later")
+        if self._places >= self._max_jobs:
+            raise Busy(f"{self._places} requests are in line already", hint="try again later")
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+
+    async def draw(self, job: Job) -> list[GenerationResult]:
+        """The job's pictures; fewer if it is stopped or some of them fail.
+
+        Raises Busy when the server ends, the first failure if no picture could be drawn, and what drawing raises.
+        """
+        self._check_open()
+        job.future = self._thread.submit(self._draw, job)
         self._jobs.append(job)
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._draw, job)
+            results = await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            if not (job.is_stopped and job.future.cancelled()):
+                raise  # it is the caller that is cancelled
+            results = []  # stopped while it waited
         finally:
-            job.stop()  # what is asked for by nobody any more, as when the server ends
+            job.stop()
             self._jobs.remove(job)
-        if len(results) < len(job.requests):
+        if len(results) < len(job.requests) - len(job.failures):
             self._check_open()
+        if job.failures and not results:
+            raise job.failures[0]
         return results
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise Busy("the server is ending")
 
-    def stop(self) -> None:
-        """Stop the job that is drawn now, if there is one."""
-        if self._jobs:
-            self._jobs[0].stop()
-
     def close(self) -> None:
-        """Stop all jobs, and take no more."""
+        """Stop all jobs, and take no more. May be called by a signal's handler: it takes no lock."""
         self._is_closed = True
-        for job in list(self._jobs):
-            job.stop()
-        self._thread.shutdown(wait=False)
+        for job in self._jobs:
+            job.is_stopped = True
 
-    def progress(self) -> Progress | None:
-        """None while nothing is drawn."""
-        job = self._jobs[0] if self._jobs else None
-        if job is None:
-            return None
+    def find(self, id: str | None = None) -> Job | None:
+        """The job of that id, or the one that is drawn now; None if it is not in line."""
+        return next((job for job in list(self._jobs) if id is None or job.id == id), None)
+
+    def progress(self, job: Job) -> Progress:
         done, total, latest = job.steps_done, job.steps, job.latest
         left = None
         if job.started is not None and done:
             left = (time.monotonic() - job.started) / done * (total - done)
         step, steps = (0, job.requests[0].steps) if latest is None else (latest.index + 1, latest.total)
-        return Progress(done / total, left, step, steps, len(job.drawn), len(job.requests), job.is_stopped)
+        ahead = self._jobs.index(job) if job in self._jobs else 0
+        return Progress(done / total, left, step, steps, len(job.drawn), len(job.requests), job.is_stopped, ahead)
 
-    @property
-    def waiting(self) -> int:
-        """Jobs in line behind the one that is drawn."""
-        return max(len(self._jobs) - 1, 0)
-
-    def preview(self) -> Pixels | None:
-        """The picture that is drawn now, as it looks; None if there is nothing to be seen yet."""
-        latest = self._jobs[0].latest if self._jobs else None
+    def preview(self, job: Job) -> Pixels | None:
+        """The picture of it that is drawn now, as it looks; None if there is nothing to be seen."""
+        latest = job.latest
         return None if latest is None or self._preview is None else self._preview(latest.denoised[:1])
 
     def _draw(self, job: Job) -> list[GenerationResult]:
         job.started = time.monotonic()
         try:
-            if job.is_stopped:
-                return []
-            for name, use in {use.name: use for request in job.requests for use in request.loras}.items():
-                if use.fingerprint not in self._loras:
-                    self.pipeline.add_lora(job.loras.path(name))
-                    self._loras.add(use.fingerprint)
-            results = self.pipeline.generate(
-                job.requests, pictures=job.init_files, batch_size=self._batch_size, on_step=job.on_step
-            )
-            for result in results:
-                job.drawn.append(result)
+            if not job.is_stopped:
+                self._add_loras(job)
+                results = self.pipeline.generate(
+                    job.requests,
+                    pictures=job.init_files,
+                    batch_size=self._batch_size,
+                    on_step=job.on_step,
+                    on_failure=lambda _, failure: job.failures.append(failure),
+                )
+                for result in results:
+                    job.drawn.append(result)
         except _Stopped:
             pass
+        job.notes.extend(f"a picture could not be drawn: {failure}" for failure in job.failures)
         return job.drawn
+
+    def _add_loras(self, job: Job) -> None:
+        """Read what the job needs and is not there, and let go of what was not used for long."""
+        used = {use.fingerprint: use for request in job.requests for use in request.loras}
+        for fingerprint, use in used.items():
+            if fingerprint not in self._loras:
+                read = self.pipeline.add_lora(job.loras.path(use.name))
+                self._loras[read.fingerprint] = None
+                if read.fingerprint != fingerprint:
+                    raise InputError(f"the LoRA {use.name} was exchanged meanwhile", hint="ask again")
+            self._loras.move_to_end(fingerprint)
+            job.notes.append(f"lora {use.name}: {self.pipeline.adapters.report(use)}")
+        while len(self._loras) > max(MAX_LORAS, len(used)):
+            self.pipeline.adapters.forget(self._loras.popitem(last=False)[0])

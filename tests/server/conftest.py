@@ -20,6 +20,7 @@ from latentgen.cli.preview import linear_decoder
 from latentgen.pipeline import TextToImage
 from latentgen.server.app import Server, make_app
 from latentgen.server.jobs import Planner, Worker
+from latentgen.server.telling import Teller
 from tests.tiny_bundle import save_tiny_model
 
 OWN_URL = "http://localhost:7860"
@@ -40,7 +41,7 @@ def server(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     config = read_config(tiny_model)
     pipeline = TextToImage.load(tiny_model)
     planner = Planner(tiny_model, config, AddOns.find(AddOnOptions(), config))
-    return Server(planner, Worker(pipeline, linear_decoder(pipeline), max_jobs=2), Console())
+    return Server(planner, Worker(pipeline, linear_decoder(pipeline), max_jobs=2), Teller(Console()))
 
 
 @pytest.fixture

@@ -12,11 +12,14 @@ from starlette.testclient import TestClient
 
 from latentgen.checkpoints.lora import write_lora
 from latentgen.cli.app import main
+from latentgen.errors import RuntimeFailure
 from latentgen.images.files import read_picture_text
+from latentgen.server import jobs
 from latentgen.server.app import Server
 from tests.server.conftest import Ask, decoded, encoded, pixels_of
 from tests.tiny_bundle import some_lora
 
+TRUNCATED = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))[:8000]
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 FULL: dict[str, Any] = {
     "prompt": "a (red:1.2) cat",
@@ -77,6 +80,19 @@ SILENT: dict[str, Any] = {
     "infotext": None,
 }
 """What that program's own documentation page sends beside it, at its defaults."""
+
+
+SILENT_IMG2IMG: dict[str, Any] = {
+    "resize_mode": 0,
+    "inpainting_fill": 0,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 0,
+    "mask_blur": 4,
+    "inpainting_mask_invert": 0,
+    "image_cfg_scale": 1.5,
+    "initial_noise_multiplier": 1,
+    "include_init_images": False,
+}
 
 
 def by_command(tiny_model: Path, *arguments: str) -> bytes:
@@ -146,12 +162,30 @@ def test_from_a_picture_under_a_mask(ask: Ask, tiny_model: Path) -> None:
     assert "mask" not in answer["parameters"]
 
 
-def test_what_is_for_masks_alone_is_told_beside_one(ask: Ask) -> None:
+def test_what_is_told_of_a_picture_depends_on_what_it_changes(ask: Ask) -> None:
     photo, mask = np.full((48, 64, 3), 200, np.uint8), np.full((48, 64), 255, np.uint8)
-    body = {"prompt": "a cat", "steps": 4, "init_images": [encoded(photo)], "inpaint_full_res": True}
+    body = {"prompt": "a cat", "steps": 4, "init_images": [encoded(photo)], **SILENT_IMG2IMG}
     assert info_of(ask(IMG2IMG, body))["could_not"] == []
-    (told,) = info_of(ask(IMG2IMG, body | {"mask": encoded(mask)}))["could_not"]
-    assert told.startswith("inpaint_full_res: the whole picture is looked at")
+    assert told_of(ask(IMG2IMG, body | {"mask": encoded(mask)})) == ["inpainting_fill", "inpaint_full_res"]
+    assert told_of(ask(IMG2IMG, body | {"width": 64, "height": 64})) == ["resize_mode"]
+    assert told_of(ask(IMG2IMG, body | {"width": 64, "height": 64, "resize_mode": 1})) == []
+
+
+def told_of(answer: dict[str, Any]) -> list[str]:
+    """The keys that were not done."""
+    return [remark.partition(":")[0] for remark in info_of(answer)["could_not"]]
+
+
+def test_what_belongs_to_a_second_pass_is_told_beside_one(ask: Ask) -> None:
+    said = {"prompt": "a cat", "steps": 2, "hr_second_pass_steps": 10, "hr_resize_x": 128, "refiner_switch_at": 0.8}
+    assert told_of(ask(TXT2IMG, said)) == []
+    with_it = said | {"enable_hr": True, "hr_scale": 4 / 3, "refiner_checkpoint": "xl"}
+    assert sorted(told_of(ask(TXT2IMG, with_it))) == [
+        "hr_resize_x",
+        "hr_second_pass_steps",
+        "refiner_checkpoint",
+        "refiner_switch_at",
+    ]
 
 
 def test_an_inverted_mask(ask: Ask) -> None:
@@ -185,16 +219,46 @@ def test_clip_skip_and_the_models_own_name_are_honoured(ask: Ask, server: Server
     assert (info["clip_skip"], info["could_not"]) == (2, [])
 
 
-def test_a_lora_of_the_folder_is_drawn_with(client: TestClient, ask: Ask, tmp_path: Path) -> None:
-    plain = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"]
+@pytest.fixture
+def loras(tmp_path: Path) -> Path:
     folder = tmp_path / "data/latentgen/loras"
     folder.mkdir(parents=True)
-    write_lora(folder / "ink.safetensors", some_lora(1), "kohya")
+    return folder
+
+
+def test_a_lora_of_the_folder_is_drawn_with(client: TestClient, ask: Ask, loras: Path, tiny_model: Path) -> None:
+    plain = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"]
+    write_lora(loras / "ink.safetensors", some_lora(1), "kohya")
     assert [each["name"] for each in client.get("/sdapi/v1/loras").json()] == ["ink"]
-    with_it = ask(TXT2IMG, {"prompt": "a cat <lora:ink:2>", "seed": 1, "steps": 2})["images"]
-    assert not np.array_equal(pixels_of(plain[0]), pixels_of(with_it[0]))
-    again = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"]
-    assert again == plain
+    answer = ask(TXT2IMG, {"prompt": "a cat <lora:ink:2>", "seed": 1, "steps": 2})
+    assert decoded(answer["images"][0]) == by_command(tiny_model, "a cat <lora:ink:2>", "-s", "1", "--steps", "2")
+    assert any(note.startswith("lora ink: ") for note in info_of(answer)["notes"])
+    assert ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2})["images"] == plain
+
+
+def test_a_lora_that_is_exchanged_is_read_again(ask: Ask, loras: Path, tiny_model: Path) -> None:
+    words = {"prompt": "a cat <lora:ink:1>", "seed": 1, "steps": 2}
+    for seed in (1, 2):
+        write_lora(loras / "ink.safetensors", some_lora(seed), "kohya")
+        drawn = decoded(ask(TXT2IMG, words)["images"][0])
+        assert drawn == by_command(tiny_model, words["prompt"], "-s", "1", "--steps", "2")
+
+
+def test_few_loras_are_kept(ask: Ask, server: Server, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MAX_LORAS", 2)
+    words = {"seed": 1, "steps": 2}
+    for seed in range(4):
+        write_lora(loras / f"l{seed}.safetensors", some_lora(seed), "kohya")
+    first = ask(TXT2IMG, {"prompt": "a cat <lora:l0:1>", **words})["images"]
+    for seed in range(1, 4):
+        ask(TXT2IMG, {"prompt": f"a cat <lora:l{seed}:1>", **words})
+    assert len(server.worker.pipeline.adapters._files) == 2  # pyright: ignore[reportPrivateUsage]
+    assert ask(TXT2IMG, {"prompt": "a cat <lora:l0:1>", **words})["images"] == first
+
+
+def test_a_damaged_lora_is_no_fault_of_the_servers(client: TestClient, loras: Path) -> None:
+    (loras / "ink.safetensors").write_bytes(b"no weights")
+    assert client.post(TXT2IMG, json={"prompt": "a cat <lora:ink:1>"}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -206,15 +270,21 @@ def test_a_lora_of_the_folder_is_drawn_with(client: TestClient, ask: Ask, tmp_pa
         (TXT2IMG, {"prompt": "a cat", "cfg_scale": "7"}, "cfg_scale: guidance must be a number, not '7'"),
         (TXT2IMG, {"prompt": "a cat", "steps": 2.5}, "steps must be a whole number, not 2.5"),
         (TXT2IMG, {"prompt": "a cat", "width": 65}, "the request: width 65 does not fit this model"),
-        (TXT2IMG, {"prompt": "a cat", "n_iter": 101}, "101 pictures are too many for one request (at most 100)"),
-        (TXT2IMG, {"prompt": "a cat", "n_iter": 0}, "the request: count 0 is out of range"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 101}, "too many pictures for one request (at most 100)"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 2**40, "batch_size": 2**40}, "too many pictures for one request"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 0}, "n_iter 0 is out of range (1 or more)"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": -2, "batch_size": -1}, "n_iter -2 is out of range (1 or more)"),
+        (TXT2IMG, {"prompt": "a cat", "n_iter": 3, "width": 8192, "height": 8192}, "the pictures of one request hold"),
+        (TXT2IMG, {"prompt": "a cat", "sampler_name": "x" * 10_000}, "sampler_name is a name of 10000 characters"),
         (TXT2IMG, {"prompt": "a cat", "sampler_name": "PLMS"}, "no such sampler: 'PLMS' (the nearest here"),
         (TXT2IMG, {"prompt": "a cat", "override_settings": [1]}, "override_settings must be an object"),
         (TXT2IMG, {"prompt": "a cat", "override_settings": {"sd_model_checkpoint": "xl"}}, "the model here is tiny ["),
         (IMG2IMG, {"prompt": "a cat"}, "init_images must be a list of one picture"),
         (IMG2IMG, {"prompt": "a cat", "init_images": [3]}, "init_images must be a picture in base64"),
         (IMG2IMG, {"prompt": "a cat", "init_images": ["?"]}, "init_images is not base64"),
-        (IMG2IMG, {"prompt": "a cat", "init_images": ["aGVsbG8="]}, "init_images is not a whole PNG, JPEG or WebP"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": ["aGVsbG8="]}, "picture is not a whole PNG, JPEG or WebP"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": [TRUNCATED]}, "the request: picture is not a whole PNG"),
+        (IMG2IMG, {"prompt": "a cat", "init_images": [TRUNCATED], "width": 2**64}, "the request: picture is not"),
         ("/sdapi/v1/png-info", {"image": "aGVsbG8="}, "image is not a whole PNG, JPEG or WebP"),
         ("/sdapi/v1/options", {"sd_model_checkpoint": "xl"}, "the model here is tiny ["),
         ("/sdapi/v1/options", {"samples_format": "jpg"}, "samples_format is not a setting that can be changed here"),
@@ -228,8 +298,23 @@ def test_bad_requests_are_told_in_one_line(client: TestClient, path: str, body: 
     assert "/tmp" not in response.text, "a path of the server's"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"1" * 10_000])
-def test_what_is_no_object_is_refused(client: TestClient, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b"1" * 10_000,
+        b'{"prompt": "a cat", "foo": NaN}',
+        b'{"prompt": "a cat", "foo": [1e400]}',
+        b'{"prompt": "a cat", "foo": {"bar": -1' + b"0" * 100 + b"}}",
+        b'{"prompt": "a \\ud800 cat"}',
+        b'{"prompt": "a cat", "\\ud800": 1}',
+    ],
+)
+def test_what_no_answer_could_repeat_is_refused(client: TestClient, data: bytes) -> None:
     response = client.post(TXT2IMG, content=data)
     assert response.status_code == 400
     assert "JSON" in response.json()["detail"]
@@ -238,6 +323,22 @@ def test_what_is_no_object_is_refused(client: TestClient, data: bytes) -> None:
 def test_a_lora_that_is_not_there(client: TestClient) -> None:
     response = client.post(TXT2IMG, json={"prompt": "a cat <lora:ink:1>"})
     assert (response.status_code, response.json()["detail"][:40]) == (404, "<lora:ink>: there is no such LoRA (give ")
+
+
+def test_a_picture_that_fails_leaves_the_others(ask: Ask, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, drawn = server.worker.pipeline._decode, list[int]()  # pyright: ignore[reportPrivateUsage]
+
+    def second_fails(latents: Any, failure: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise RuntimeFailure("the latents are not finite")
+        return real(latents, failure)
+
+    monkeypatch.setattr(server.worker.pipeline, "_decode", second_fails)
+    answer = ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2, "n_iter": 3})
+    info = info_of(answer)
+    assert (len(answer["images"]), info["all_seeds"], info["interrupted"]) == (2, [1, 3], False)
+    assert info["notes"] == ["a picture could not be drawn: the latents are not finite"]
 
 
 def test_what_clients_look_at_first(client: TestClient, server: Server) -> None:

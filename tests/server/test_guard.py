@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from latentgen.cli.serve import parse_origin
+from latentgen.errors import InputError
 from latentgen.server import app as app_module
 from latentgen.server.app import Server, make_app
+from latentgen.server.jobs import Planner
 from tests.server.conftest import OWN_URL
 
 ELSEWHERE = "http://elsewhere.example"
@@ -28,22 +32,30 @@ def test_a_name_that_was_pointed_at_this_machine(client: TestClient, host: str) 
     assert "does not answer to" in response.json()["detail"]
 
 
-def test_a_server_for_a_network_answers_to_any_name(server: Server) -> None:
-    client = TestClient(make_app(server, only_loopback=False), base_url="http://studio.local:7860")
-    assert client.get("/health").status_code == 200
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("192.168.1.2:7860", 200), ("[fe80::1]:7860", 200), ("studio.local:7860", 200), ("studio", 200), ("a.site", 403)],
+)
+def test_a_server_for_a_network(server: Server, host: str, status: int) -> None:
+    """Without a key its names are those that no site on the internet has; with one, any."""
+    open_to_all = TestClient(make_app(server, only_loopback=False), base_url=OWN_URL)
+    assert open_to_all.get("/health", headers={"Host": host}).status_code == status
+    with_key = TestClient(make_app(server, only_loopback=False, api_key="k"), base_url=OWN_URL)
+    assert with_key.get("/health", headers={"Host": host}).status_code == 200
 
 
-def test_pages_of_other_sites(client: TestClient, server: Server) -> None:
+def test_pages_of_other_sites(client: TestClient, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Planner, "plan", lambda self, entries: pytest.fail("it is planned"))
     body = '{"prompt": "a cat"}'
     simple = {"Origin": ELSEWHERE, "Content-Type": "text/plain"}  # what a page may send without asking first
     assert client.post("/sdapi/v1/txt2img", content=body, headers=simple).status_code == 403
-    assert client.post("/sdapi/v1/interrupt", headers={"Origin": "null"}).status_code == 403
+    for origin in ("null", "http://[", "//", ""):
+        assert client.post("/sdapi/v1/interrupt", headers={"Origin": origin}).status_code == 403
     assert client.get("/health", headers={"Origin": OWN_URL}).status_code == 200
-    assert server.worker.progress() is None
 
 
 def test_an_origin_that_is_allowed(server: Server) -> None:
-    client = TestClient(make_app(server, only_loopback=True, api_key="k", origins=[f"{ELSEWHERE}/"]), base_url=OWN_URL)
+    client = TestClient(make_app(server, only_loopback=True, api_key="k", origins=[ELSEWHERE]), base_url=OWN_URL)
     asked = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
     preflight = client.options("/sdapi/v1/txt2img", headers=asked | {"Access-Control-Request-Headers": "authorization"})
     assert preflight.status_code == 200
@@ -51,6 +63,15 @@ def test_an_origin_that_is_allowed(server: Server) -> None:
     answer = client.get("/v1/models", headers={"Origin": ELSEWHERE, "Authorization": "Bearer k"})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
     assert client.get("/health", headers={"Origin": "http://third.example"}).status_code == 403
+    refused = client.get("/v1/models", headers={"Origin": ELSEWHERE})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ELSEWHERE)
+
+
+@pytest.mark.parametrize("text", ["*", "elsewhere.example", "http://", "http://a/b", "file:///a"])
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(InputError, match=r"is not an origin \(for instance"):
+        parse_origin(text)
+    assert parse_origin("HTTP://Localhost:3000/") == "http://localhost:3000"
 
 
 def test_the_key(server: Server) -> None:
@@ -65,9 +86,11 @@ def test_the_key(server: Server) -> None:
 
 
 def test_too_large_a_body(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
-    response = client.post("/sdapi/v1/txt2img", json={"prompt": "a" * 1000})
-    assert (response.status_code, response.json()["detail"]) == (400, "the request holds more than 1000 bytes")
+    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 2000)
+    monkeypatch.setattr(app_module, "MAX_WORDS_BYTES", 1000)
+    for path, limit in (("txt2img", 1000), ("options", 1000), ("img2img", 2000), ("png-info", 2000)):
+        response = client.post(f"/sdapi/v1/{path}", json={"prompt": "a" * 2000})
+        assert (response.status_code, response.json()["detail"]) == (400, f"the request holds more than {limit} bytes")
 
 
 def test_paths_and_methods_that_there_are_not(client: TestClient) -> None:
@@ -75,13 +98,11 @@ def test_paths_and_methods_that_there_are_not(client: TestClient) -> None:
     assert client.get("/sdapi/v1/txt2img").status_code == 405
 
 
-def test_a_bug_is_told_and_its_traceback_kept(
-    client: TestClient, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(entries: object) -> None:
+def test_a_bug_is_told_and_its_traceback_kept(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Planner, entries: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(type(server.planner), "plan", lambda self, entries: broken(entries))
+    monkeypatch.setattr(Planner, "plan", broken)
     response = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat"})
     assert response.status_code == 500
     found = re.fullmatch(
@@ -91,7 +112,26 @@ def test_a_bug_is_told_and_its_traceback_kept(
     assert "ZeroDivisionError" in Path(found[1]).read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_from_outside(client: TestClient) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 500, "cannot write /x: No space left on device"),
+        (MemoryError(), 507, "not enough memory (a smaller --size"),
+    ],
+)
+def test_a_full_disk_and_memory_are_no_bugs(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, message: str
+) -> None:
+    def refused(self: Planner, entries: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Planner, "plan", refused)
+    response = client.post("/sdapi/v1/txt2img", json={"prompt": "a cat"})
+    assert response.status_code == status
+    assert response.json()["detail"].startswith(message)
+
+
+def test_the_page_needs_nothing_from_outside(client: TestClient, server: Server) -> None:
     response = client.get("/")
     assert "tiny" in response.text
     assert 'value="dpmpp_2m"' in response.text
@@ -100,8 +140,4 @@ def test_the_page_needs_nothing_from_outside(client: TestClient) -> None:
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
     template = files("latentgen.server").joinpath("page.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'ask\("([^"?]+)', template)) <= {route.path for route in server_routes(client)}
-
-
-def server_routes(client: TestClient) -> list[object]:
-    return client.app.routes  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(re.findall(r'ask\("([^"?]+)', template)) <= {route.path for route in server.routes()}

@@ -86,11 +86,11 @@ def test_jobs_are_drawn_one_after_another_in_their_order(pipeline: Gated, plan: 
         jobs = [plan() for _ in range(3)]
         tasks = [asyncio.create_task(worker.draw(job)) for job in jobs]
         await pipeline.after(1)
-        assert worker.waiting == 2
+        assert [worker.progress(job).ahead for job in jobs] == [0, 1, 2]
         pipeline.let(3 * STEPS)
         drawn = await asyncio.gather(*tasks)
         assert [list(job.requests) for job in jobs] == drawn
-        assert worker.progress() is None
+        assert worker.find() is None
         return drawn
 
     assert [len(each) for each in asyncio.run(three())] == [1, 1, 1]
@@ -100,20 +100,20 @@ def test_jobs_are_drawn_one_after_another_in_their_order(pipeline: Gated, plan: 
 def test_progress_and_what_is_seen(pipeline: Gated, plan: Callable[..., Job]) -> None:
     async def watched() -> None:
         worker = worker_of(pipeline)
-        task = asyncio.create_task(worker.draw(plan(2)))
+        job = plan(2)
+        task = asyncio.create_task(worker.draw(job))
         await pipeline.after(1)
-        at = worker.progress()
-        assert at is not None
+        assert worker.find() is job
+        at = worker.progress(job)
         assert (at.share, at.left_s, at.step, at.steps, at.pictures_done, at.pictures) == (0, None, 0, STEPS, 0, 2)
-        assert worker.preview() is None
+        assert worker.preview(job) is None
         pipeline.let(STEPS + 2)
         await pipeline.after(STEPS + 2)  # two steps of the second picture are done, its third has begun
-        at = worker.progress()
-        assert at is not None
+        at = worker.progress(job)
         assert (at.share, at.step, at.pictures_done) == ((STEPS + 2) / (2 * STEPS), 2, 1)
         assert at.left_s is not None
         assert at.left_s > 0
-        preview = worker.preview()
+        preview = worker.preview(job)
         assert preview is not None
         assert preview.max() == 1, "the second step's"
         pipeline.let(STEPS)
@@ -125,14 +125,13 @@ def test_progress_and_what_is_seen(pipeline: Gated, plan: Callable[..., Job]) ->
 def test_a_stopped_job_keeps_what_is_ready(pipeline: Gated, plan: Callable[..., Job]) -> None:
     async def stopped() -> None:
         worker = worker_of(pipeline)
-        first, second = (asyncio.create_task(worker.draw(plan(count))) for count in (2, 1))
+        jobs = [plan(2), plan(1)]
+        first, second = (asyncio.create_task(worker.draw(job)) for job in jobs)
         await pipeline.after(1)
         pipeline.let(STEPS + 1)
         await pipeline.after(STEPS + 1)
-        worker.stop()
-        at = worker.progress()
-        assert at is not None
-        assert at.is_stopped
+        jobs[0].stop()
+        assert [worker.progress(job).is_stopped for job in jobs] == [True, False]
         pipeline.let(1)
         assert len(await first) == 1
         pipeline.let(STEPS)
@@ -150,23 +149,38 @@ def test_a_job_that_nobody_waits_for_is_stopped(pipeline: Gated, plan: Callable[
         with pytest.raises(asyncio.CancelledError):
             await task
         assert job.is_stopped
-        assert worker.progress() is None
+        assert worker.find() is None
         pipeline.let(1)
 
     asyncio.run(cancelled())
 
 
-def test_a_full_line_is_refused(pipeline: Gated, plan: Callable[..., Job]) -> None:
-    async def full() -> None:
-        worker = worker_of(pipeline, max_jobs=1)
-        task = asyncio.create_task(worker.draw(plan()))
+def test_a_job_that_is_stopped_while_it_waits_leaves_the_line_at_once(
+    pipeline: Gated, plan: Callable[..., Job]
+) -> None:
+    async def left() -> None:
+        worker, jobs = worker_of(pipeline), [plan(), plan(), plan()]
+        for name, job in zip("abc", jobs, strict=True):
+            job.id = name
+        tasks = [asyncio.create_task(worker.draw(job)) for job in jobs]
         await pipeline.after(1)
-        with pytest.raises(Busy, match=r"1 requests are in line already \(try again later\)"):
-            await worker.draw(plan())
-        pipeline.let(STEPS)
-        assert len(await task) == 1
+        assert worker.find("b") is jobs[1]
+        jobs[1].stop()
+        assert await tasks[1] == []
+        assert worker.find("b") is None
+        assert worker.progress(jobs[2]).ahead == 1
+        pipeline.let(2 * STEPS)
+        assert [len(await task) for task in (tasks[0], tasks[2])] == [1, 1]
 
-    asyncio.run(full())
+    asyncio.run(left())
+
+
+def test_a_full_line_is_refused(pipeline: Gated) -> None:
+    worker = worker_of(pipeline, max_jobs=1)
+    with worker.place(), pytest.raises(Busy, match=r"1 requests are in line already \(try again later\)"):
+        worker.place().__enter__()
+    with worker.place():
+        pass
 
 
 def test_a_server_that_ends_lets_nobody_wait(pipeline: Gated, plan: Callable[..., Job]) -> None:
@@ -180,6 +194,8 @@ def test_a_server_that_ends_lets_nobody_wait(pipeline: Gated, plan: Callable[...
         assert [type(each) for each in results] == [Busy, Busy]
         with pytest.raises(Busy, match="the server is ending"):
             await worker.draw(plan())
+        with pytest.raises(Busy, match="the server is ending"):
+            worker.place().__enter__()
 
     asyncio.run(ended())
 

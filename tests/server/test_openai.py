@@ -56,14 +56,25 @@ def test_other_formats(ask: Ask, name: str, kind: str) -> None:
         ({"mask": "/etc/passwd"}, "mask names a file of the server's"),
         ({"stpes": 3}, "there is no flag stpes (did you mean steps?)"),
         ({"overwrite": True}, "overwrite holds for the whole run"),
+        ({"x" * 1000: 1}, "there is no flag xxx"),
+        ({"steps": "x" * 1000}, "steps must be a whole number, not 'xxx"),
+        ({"sampler": "x" * 1000}, "sampler is a name of 1000 characters"),
+        ({"sampler": "ddim", "eta": 2**63}, "the request: eta 9223372036854775808 is out of range"),
     ],
 )
 def test_bad_requests_are_told_in_one_line(client: TestClient, said: dict[str, Any], message: str) -> None:
     response = client.post(GENERATIONS, json={"prompt": "a cat", "steps": 2, **said})
     assert response.status_code == 400
     error = response.json()["error"]
+    assert len(error["message"]) < 600
     assert error["message"].startswith(message)
     assert error["type"] == "invalid_request_error"
+
+
+def test_words_that_do_not_fit_into_a_jpeg(ask: Ask) -> None:
+    answer = ask(GENERATIONS, {"prompt": "cat " * 20_000, "steps": 2, "output_format": "jpeg"})
+    assert Image.open(io.BytesIO(decoded(answer["data"][0]["b64_json"]))).format == "JPEG"
+    assert answer["notes"][-1].startswith("the picture carries no words: ")
 
 
 def test_models(client: TestClient) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import fcntl
+import io
 import json
 import os
 import signal
@@ -18,6 +21,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from latentgen.cli.app import main
 
@@ -95,9 +99,49 @@ def test_a_client_that_goes_away_is_drawn_for_no_longer(tiny_model: Path) -> Non
             while not ask(f"{url}/sdapi/v1/progress")["progress"]:
                 time.sleep(0.05)
         deadline = time.monotonic() + HARD_LIMIT_S
-        while ask(f"{url}/sdapi/v1/progress")["state"]["job_count"]:
+        while ask(f"{url}/sdapi/v1/progress?skip_current_image=true")["state"]["job_count"]:
             assert time.monotonic() < deadline, "it goes on"
             time.sleep(0.05)
+
+
+def test_one_sees_and_stops_ones_own_picture(tiny_model: Path) -> None:
+    with serving(tiny_model) as (url, _):
+        answers: dict[str, Any] = {}
+
+        def long(name: str) -> None:
+            body = {"prompt": "a cat", "steps": 1000, "n_iter": 100, "force_task_id": name}
+            answers[name] = ask(f"{url}/sdapi/v1/txt2img", body)
+
+        clients = {name: Thread(target=long, args=(name,)) for name in ("first", "second")}
+        clients["first"].start()
+        while not (at := ask(f"{url}/sdapi/v1/progress"))["current_image"]:
+            time.sleep(0.05)
+        picture = Image.open(io.BytesIO(base64.b64decode(at["current_image"])))
+        assert picture.size == (64, 64)
+        clients["second"].start()
+        while not (waiting := ask(f"{url}/sdapi/v1/progress?id_task=second"))["state"]["job"]:
+            time.sleep(0.05)
+        assert (waiting["state"]["job"], waiting["textinfo"]) == ("waiting", "1 before it")
+        assert waiting["current_image"] is None
+        for name in ("second", "first"):
+            ask(f"{url}/sdapi/v1/interrupt", {"id_task": name})
+            clients[name].join(HARD_LIMIT_S)
+            assert json.loads(answers[name]["info"])["interrupted"]
+            assert name == "first" or clients["first"].is_alive()
+
+
+def test_a_launcher_that_reads_nothing_holds_nothing_up(tiny_model: Path) -> None:
+    """A pipe that is full would stop whoever writes into it."""
+    with serving(tiny_model) as (url, process):
+        assert process.stderr is not None
+        if sys.platform == "linux":  # elsewhere the pipe is larger than what is written here
+            fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        for _ in range(100):
+            with pytest.raises(urllib.error.HTTPError):
+                ask(f"{url}/sdapi/v1/{'x' * 100}")
+        assert ask(f"{url}/health") == {"status": "ok"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HARD_LIMIT_S) == 143
 
 
 def test_events_and_the_key_of_the_environment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +185,8 @@ def test_a_port_that_is_taken(tiny_model: Path, capsys: pytest.CaptureFixture[st
     [
         (["--host", "no.such.host.invalid"], "error: --host no.such.host.invalid is no address of this machine"),
         (["--lora", "missing.safetensors"], "error: --lora missing.safetensors: there is no such LoRA"),
+        (["--api-key", ""], "error: --api-key is empty (leave it out to answer everybody)"),
+        (["--cors-origin", "*"], "error: --cors-origin * is not an origin"),
         (["--port", "70000"], "error: invalid value for '--port'"),
     ],
 )
