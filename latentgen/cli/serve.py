@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
+    from latentgen.cli.preview import Decode
+    from latentgen.pipeline import TextToImage
+
 SERVER = "Server"
 API_KEY_VARIABLE: Final = "LATENTGEN_API_KEY"
 _ENDS_WITHIN_S: Final = 5
@@ -118,17 +121,20 @@ def serve(
         from latentgen.server.jobs import Planner, Worker
         from latentgen.server.telling import Teller
 
-        pipeline, load_s = load_model(
-            folder, device=device, dtype=dtype, threads=threads, fast=fast, low_memory=low_memory
-        )
-        if add_ons.vae is not None:
-            pipeline.use_vae(add_ons.vae)
-        for file in embeddings:
-            pipeline.add_embedding(file.path)
+        def build() -> tuple[TextToImage, Decode | None]:
+            pipeline, load_s = load_model(
+                folder, device=device, dtype=dtype, threads=threads, fast=fast, low_memory=low_memory
+            )
+            if add_ons.vae is not None:
+                pipeline.use_vae(add_ons.vae)
+            for file in embeddings:
+                pipeline.add_embedding(file.path)
+            console.note(f"{pipeline.name} on {pipeline.device}, loaded in {load_s:.2f} s; Ctrl-C ends")
+            # With --low-memory the autoencoder is not there while the U-Net draws.
+            return pipeline, None if low_memory else linear_decoder(pipeline)
+
+        worker = Worker(build, batch_size=batch_size, max_jobs=max_queue)
         planner = Planner(folder, config, add_ons, embeddings, device, dtype)
-        # With --low-memory the autoencoder is not there while the U-Net draws.
-        preview = None if low_memory else linear_decoder(pipeline)
-        worker = Worker(pipeline, preview, batch_size=batch_size, max_jobs=max_queue)
         only_loopback = is_loopback(host)
         teller = Teller(console)
         app = make_app(Server(planner, worker, teller), only_loopback=only_loopback, api_key=api_key, origins=origins)
@@ -137,9 +143,8 @@ def serve(
         url = f"http://{name}:{listening.getsockname()[1]}"
         if not only_loopback and api_key is None:
             console.warn(f"whoever reaches {url} can draw with this machine (--api-key KEY, or {API_KEY_VARIABLE})")
-        console.note(f"{pipeline.name} on {pipeline.device}, loaded in {load_s:.2f} s; Ctrl-C ends")
         if json_events:
-            console.event("serving", url=url, model=pipeline.name)
+            console.event("serving", url=url, model=worker.pipeline.name)
         else:
             print(url, flush=True)
         try:

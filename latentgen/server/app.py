@@ -128,12 +128,10 @@ class Server:
         if job is not None:
             progress = self.worker.progress(job)
             if request.query_params.get("skip_current_image", "").lower() not in ("true", "1"):
-                picture = await run_in_threadpool(self._preview, job)
+                pixels = self.worker.preview(job)
+                if pixels is not None:
+                    picture = in_base64(await run_in_threadpool(encode_picture, pixels, "PNG", None))
         return JSONResponse(a1111.progress_answer(progress, picture))
-
-    def _preview(self, job: Job) -> str | None:
-        pixels = self.worker.preview(job)
-        return None if pixels is None else in_base64(encode_picture(pixels, "PNG", None))
 
     async def interrupt(self, request: Request) -> Response:
         """The job that `id_task` names, or the one that is drawn now."""

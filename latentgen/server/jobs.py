@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 MAX_PICTURES = 100
 MAX_PIXELS = 2**27
 """Of one job, all pictures together: a server's answer holds them all. 100 of 1024 x 1024 are fewer."""
+WATCHED_FOR_S = 5.0
+"""So long after a look the next steps are made into pictures."""
 MAX_LORAS = 16
 """Kept in memory beside those that a job needs."""
 
@@ -66,6 +70,9 @@ class Job:
     steps_done: int = 0
     """Steps times pictures, as `steps` counts them."""
     latest: Step | None = None
+    preview: Pixels | None = None
+    watched: float = -math.inf
+    """When it was last looked at, on `time.monotonic`'s clock."""
     started: float | None = None
     """On `time.monotonic`'s clock; None while it waits."""
     is_stopped: bool = False
@@ -160,23 +167,31 @@ class Progress:
 
 
 class Worker:
-    """Draws jobs one after another, each in the thread that all are drawn in."""
+    """Draws jobs one after another, all in one thread, which is the only one that computes.
+
+    A second thread that computes, if only once, gets OpenMP threads of its own; then there are more than cores, libgomp
+    lets all of them sleep at every turn instead of spinning, and a picture takes 1.4 times as long (measured).
+    """
 
     def __init__(
-        self, pipeline: TextToImage, preview: Decode | None, *, batch_size: int | None = None, max_jobs: int = 16
+        self,
+        build: Callable[[], tuple[TextToImage, Decode | None]],
+        *,
+        batch_size: int | None = None,
+        max_jobs: int = 16,
     ) -> None:
-        """preview: latents to a picture while it is drawn; None shows nothing.
+        """build: loads what draws, in the thread that will, and what shows latents while they are drawn, or None.
 
         batch_size: as of `TextToImage.generate`. max_jobs: requests that are read, in line, drawn or answered.
+        Raises what `build` raises.
         """
-        self.pipeline = pipeline
-        self._preview = preview
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentgen drawing")
+        self.pipeline, self._preview = self._thread.submit(build).result()
         self._batch_size = batch_size
         self._max_jobs = max_jobs
         self._places = 0
         self._jobs: deque[Job] = deque()
         """In line; the first is drawn."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentgen drawing")
         self._loras: OrderedDict[str, None] = OrderedDict()
         """Fingerprints of those that were read, the one used last at the end."""
         self._is_closed = False
@@ -240,9 +255,14 @@ class Worker:
         return Progress(done / total, left, step, steps, len(job.drawn), len(job.requests), job.is_stopped, ahead)
 
     def preview(self, job: Job) -> Pixels | None:
-        """The picture of it that is drawn now, as it looks; None if there is nothing to be seen."""
-        latest = job.latest
-        return None if latest is None or self._preview is None else self._preview(latest.denoised[:1])
+        """The picture of it that is drawn now, as it looked at the last step; None if nobody watched by then."""
+        job.watched = time.monotonic()
+        return job.preview
+
+    def _on_step(self, job: Job, step: Step) -> None:
+        job.on_step(step)
+        if self._preview is not None and time.monotonic() - job.watched < WATCHED_FOR_S:
+            job.preview = self._preview(step.denoised[:1])
 
     def _draw(self, job: Job) -> list[GenerationResult]:
         job.started = time.monotonic()
@@ -253,7 +273,7 @@ class Worker:
                     job.requests,
                     pictures=job.init_files,
                     batch_size=self._batch_size,
-                    on_step=job.on_step,
+                    on_step=partial(self._on_step, job),
                     on_failure=lambda _, failure: job.failures.append(failure),
                 )
                 for result in results:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from latentgen.checkpoints.layout import read_config
 from latentgen.cli.add_ons import AddOnOptions, AddOns
 from latentgen.cli.console import Console
-from latentgen.cli.preview import linear_decoder
+from latentgen.cli.preview import Decode, linear_decoder
 from latentgen.pipeline import TextToImage
 from latentgen.server.app import Server, make_app
 from latentgen.server.jobs import Planner, Worker
@@ -39,9 +39,13 @@ def server(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     config = read_config(tiny_model)
-    pipeline = TextToImage.load(tiny_model)
+
+    def build() -> tuple[TextToImage, Decode]:
+        pipeline = TextToImage.load(tiny_model)
+        return pipeline, linear_decoder(pipeline)
+
     planner = Planner(tiny_model, config, AddOns.find(AddOnOptions(), config))
-    return Server(planner, Worker(pipeline, linear_decoder(pipeline), max_jobs=2), Teller(Console()))
+    return Server(planner, Worker(build, max_jobs=2), Teller(Console()))
 
 
 @pytest.fixture

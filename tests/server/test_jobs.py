@@ -28,12 +28,15 @@ class Gated:
 
     def __init__(self) -> None:
         self.gate, self.reached = threading.Semaphore(0), threading.Semaphore(0)
+        self.threads: set[int] = set()
+        """That loaded it, drew or made pictures of its steps."""
         self.together = 0
         self.drawing = 0
 
     def generate(
         self, requests: Sequence[GenerationRequest], *, on_step: Callable[[Step], None], **_: Any
     ) -> Iterator[object]:
+        self.threads.add(threading.get_ident())
         self.drawing += 1
         self.together = max(self.together, self.drawing)
         try:
@@ -64,9 +67,14 @@ def pipeline() -> Gated:
 
 def worker_of(pipeline: Gated, max_jobs: int = 3) -> Worker:
     def preview(latents: torch.Tensor) -> np.ndarray:
+        pipeline.threads.add(threading.get_ident())
         return np.full((2, 2, 3), int(latents.mean()), np.uint8)
 
-    return Worker(pipeline, preview, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType]
+    def build() -> Any:
+        pipeline.threads.add(threading.get_ident())
+        return pipeline, preview
+
+    return Worker(build, max_jobs=max_jobs)
 
 
 @pytest.fixture
@@ -120,6 +128,16 @@ def test_progress_and_what_is_seen(pipeline: Gated, plan: Callable[..., Job]) ->
         assert len(await task) == 2
 
     asyncio.run(watched())
+    assert len(pipeline.threads) == 1, "several threads compute"
+    assert threading.get_ident() not in pipeline.threads
+
+
+def test_what_loading_raises_is_raised() -> None:
+    def build() -> Any:
+        raise RuntimeFailure("the weights are gone")
+
+    with pytest.raises(RuntimeFailure, match="gone"):
+        Worker(build)
 
 
 def test_a_stopped_job_keeps_what_is_ready(pipeline: Gated, plan: Callable[..., Job]) -> None:
