@@ -61,6 +61,11 @@ def loras_folder() -> Path:
     return models_folder().with_name("loras")
 
 
+def loras_in_folder() -> dict[str, Path]:
+    """The LoRAs in that folder and below it, by name, the last path first; of two of one name the first path counts."""
+    return {path.stem: path for path in sorted(loras_folder().rglob(f"*{SAFETENSORS}"), reverse=True)}
+
+
 @dataclass(slots=True)
 class LoRAFiles:
     """The LoRAs of `--lora`, and those that the prompts name."""
@@ -175,7 +180,7 @@ def _find_file(text: str) -> Path:
 
 def _find_in_folder(name: str, what: str, others: Sequence[str]) -> Path:
     """The LoRA of that name in the folder of LoRAs, or below it. Raises ModelNotFoundError that lists what is there."""
-    found = {path.stem: path for path in sorted(loras_folder().rglob(f"*{SAFETENSORS}"), reverse=True)}
+    found = loras_in_folder()
     name = name.removesuffix(SAFETENSORS)
     if name in found:
         return found[name]

@@ -52,12 +52,7 @@ def scenes(
         Path | None, typer.Option("--nearest", metavar="DIR", help="Training pictures, to find the nearest of each.")
     ] = None,
     sampling: SamplingOptions,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", parser=options.parse_batch_size, metavar="N", help="Pictures a GPU draws at once."
-        ),
-    ] = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,

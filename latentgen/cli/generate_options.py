@@ -170,16 +170,7 @@ class FileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputerOptions:
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            parser=options.parse_batch_size,
-            metavar="N",
-            rich_help_panel=COMPUTER,
-            help="Pictures that a GPU computes together; the last bit may differ. Default: 4. A CPU draws one by one.",
-        ),
-    ] = None
+    batch_size: options.BatchSize = None
     processes: Annotated[
         int | None,
         typer.Option(

@@ -123,6 +123,16 @@ Dtype = Annotated[
         "--dtype", parser=parse_dtype, metavar="NAME", rich_help_panel=COMPUTER, help="float32, bfloat16 or float16."
     ),
 ]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        parser=parse_batch_size,
+        metavar="N",
+        rich_help_panel=COMPUTER,
+        help="Pictures that a GPU computes together; the last bit may differ. Default: 4. A CPU draws one by one.",
+    ),
+]
 Fast = Annotated[
     bool,
     typer.Option(

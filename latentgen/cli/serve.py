@@ -74,16 +74,7 @@ def serve(
     model: options.Model = None,
     embedding: Embeddings = None,
     adding: AddOnOptions,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            parser=options.parse_batch_size,
-            metavar="N",
-            rich_help_panel=options.COMPUTER,
-            help="Pictures of one request that a GPU computes together. Default: 4.",
-        ),
-    ] = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     fast: options.Fast = True,

@@ -132,7 +132,7 @@ _USED = {
 }
 _SAID = ("Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Version", "App", "Hashes", "User")
 """Fields that change nothing by themselves."""
-_REASONS = {
+REASONS = {
     "Hires upscaler": "the second pass enlarges the latents or the picture in its own way",
     "Hires steps": "the second pass takes as many steps as the first, times its strength",
     "Hires prompt": "both passes draw the same prompt",
@@ -147,6 +147,7 @@ _REASONS = {
     "Refiner": "one model draws all steps",
     "Refiner switch at": "one model draws all steps",
 }
+"""Why a field of that program is not honoured."""
 
 
 def read(text: PictureText) -> ForeignMetadata | None:
@@ -199,7 +200,7 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
 
 
 def _remark(key: str, value: str) -> str:
-    return f"{short(key)} {short(value)}: {_REASONS.get(key, 'not a setting that latentgen has')}"
+    return f"{short(key)} {short(value)}: {REASONS.get(key, 'not a setting that latentgen has')}"
 
 
 def _without_add_ons(prompt: str) -> tuple[str, list[str]]:

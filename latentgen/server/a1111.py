@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latentgen import __version__
 from latentgen.cli.plan import Entry, Flags
 from latentgen.errors import InputError
+from latentgen.images.a1111 import REASONS
 from latentgen.images.files import open_picture
 from latentgen.images.foreign import short
 from latentgen.images.foreign_names import AUTOMATIC, schedule_word
@@ -106,19 +107,19 @@ _BESIDE: Final[Mapping[str, str]] = {
 """Keys that mean something beside another alone."""
 _REASONS: Final = {
     "alwayson_scripts": "there are no scripts",
-    "hr_negative_prompt": "both passes draw the same prompt",
-    "hr_prompt": "both passes draw the same prompt",
-    "hr_second_pass_steps": "the second pass takes as many steps as the first, times its strength",
+    "hr_negative_prompt": REASONS["Hires negative prompt"],
+    "hr_prompt": REASONS["Hires prompt"],
+    "hr_second_pass_steps": REASONS["Hires steps"],
     "inpaint_full_res": "the whole picture is looked at, not the masked part alone",
     "inpainting_fill": "drawing starts from what is under the mask",
-    "refiner_checkpoint": "one model draws all steps",
+    "refiner_checkpoint": REASONS["Refiner"],
     "resize_mode": "a picture of another shape is cropped",
-    "restore_faces": "no other model works on a finished picture",
+    "restore_faces": REASONS["Face restoration"],
     "save_images": "pictures are sent, not kept",
     "script_name": "there are no scripts",
     "styles": "there are no styles",
-    "subseed_strength": "the noise follows from one seed",
-    "tiling": "pictures have edges",
+    "subseed_strength": REASONS["Variation seed strength"],
+    "tiling": REASONS["Tiling"],
 }
 _CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _CHECKPOINT: Final = "sd_model_checkpoint"
@@ -212,7 +213,7 @@ def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
     if resolve_sampler(sampler or here.sampler)[0] == _DDIM:
         values |= flag_value("eta", "eta", body.get("eta"))
     elif body.get("eta") not in (None, *_USUAL_ETA):
-        remarks.append("eta: ancestral samplers add all of their noise")
+        remarks.append(f"eta: {REASONS['Eta']}")
     if not isinstance(overridden, dict):
         raise InputError("override_settings must be an object")
     for key, value in overridden.items():
@@ -251,10 +252,15 @@ def _remarks(body: Body) -> list[str]:
     return remarks
 
 
+def words_of(body: Body) -> Body:
+    """A request without its pictures."""
+    return {key: value for key, value in body.items() if key not in ("init_images", "mask")}
+
+
 def answer(
-    body: Body, asked: Asked, job: Job, results: Sequence[GenerationResult], model: str, fingerprint: str
+    words: Body, asked: Asked, job: Job, results: Sequence[GenerationResult], model: str, fingerprint: str
 ) -> dict[str, Any]:
-    """The pictures in base64, PNG files that carry their requests, and what was drawn."""
+    """The pictures in base64, PNG files that carry their requests, and what was drawn of `words_of` a request."""
     from latentgen.pipeline.result import picture_text
 
     requests = [result.request for result in results]
@@ -286,9 +292,8 @@ def answer(
         "could_not": list(asked.could_not),
         "notes": list(job.notes),
     }
-    echoed = {key: value for key, value in body.items() if key not in ("init_images", "mask")}
     images = [in_base64(result.encode()) for result in results] if asked.sends_images else []
-    return {"images": images, "parameters": echoed, "info": json.dumps(info)}
+    return {"images": images, "parameters": dict(words), "info": json.dumps(info)}
 
 
 def progress_answer(progress: Progress | None, picture: str | None) -> dict[str, Any]:

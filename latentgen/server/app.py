@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from latentgen.cli.add_ons import loras_in_folder
 from latentgen.cli.plan import Entry
 from latentgen.errors import InputError
 from latentgen.images.files import encode_picture, read_picture_text
@@ -78,14 +79,14 @@ class Server:
         with self.worker.place():
             body = await read_body(request, MAX_WORDS_BYTES)
             asked = await run_in_threadpool(a1111.read_txt2img, body, self._here)
-            return await self._answer_a1111(request, body, asked)
+            return await self._answer_a1111(request, a1111.words_of(body), asked)
 
     async def img2img(self, request: Request) -> Response:
         with self.worker.place(), uploads() as folder:
             body = await read_body(request, MAX_BODY_BYTES)
             async with self._planning:
                 asked = await run_in_threadpool(a1111.read_img2img, body, self._here, folder)
-            words = {key: value for key, value in body.items() if key not in ("init_images", "mask")}
+            words = a1111.words_of(body)
             del body  # some megabytes, while it waits
             return await self._answer_a1111(request, words, asked)
 
@@ -157,10 +158,8 @@ class Server:
         return JSONResponse(a1111.options(self.title))
 
     async def loras(self, request: Request) -> Response:
-        from latentgen.cli.add_ons import loras_folder
-
-        there = {path.stem: path for path in sorted(loras_folder().rglob("*.safetensors"))}
-        names = dict.fromkeys([*self.planner.add_ons.loras.given, *there])
+        there = await run_in_threadpool(loras_in_folder)
+        names = dict.fromkeys([*self.planner.add_ons.loras.given, *reversed(there)])
         return JSONResponse([{"name": name, "alias": name, "path": name, "metadata": {}} for name in names])
 
     def routes(self) -> list[Route]:

@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latentgen.cli.console import Console
 
@@ -33,28 +33,23 @@ class Teller:
         shown = ", ".join(map(str, seeds[:_SEEDS_SHOWN])) + (" …" if len(seeds) > _SEEDS_SHOWN else "")
         pictures = f"{len(seeds)} picture{'' if len(seeds) == 1 else 's'}"
         line = f"{path}: {pictures} in {seconds:.2f} s{f', seed {shown}' if seeds else ''}"
-
-        def tell() -> None:
-            self._console.event("drawn", path=path, pictures=len(seeds), seeds=seeds, draw_s=round(seconds, 4))
-            if not self._console.json_events:
-                self._console.note(line)
-
-        self._put(tell)
+        self._say(line, "drawn", path=path, pictures=len(seeds), seeds=seeds, draw_s=round(seconds, 4))
 
     def failed(self, path: str, status: int, message: str) -> None:
         """A request was answered with an error."""
-
-        def tell() -> None:
-            self._console.event("failed", path=path, status=status, error=message)
-            if not self._console.json_events:
-                self._console.note(f"{path}: {status}: {message}")
-
-        self._put(tell)
+        self._say(f"{path}: {status}: {message}", "failed", path=path, status=status, error=message)
 
     def close(self) -> None:
         """Write what is there, if somebody reads it."""
         self._put(None)
         self._thread.join(_ENDS_WITHIN_S)
+
+    def _say(self, line: str, event: str, **fields: Any) -> None:
+        """With --json the event, else the line."""
+        if self._console.json_events:
+            self._put(lambda: self._console.event(event, **fields))
+        else:
+            self._put(lambda: self._console.note(line))
 
     def _put(self, tell: Callable[[], None] | None) -> None:
         with contextlib.suppress(queue.Full):
