@@ -72,7 +72,7 @@ unet() {
 finish() {
   local start=(--init "$RUNS/whole")
   latentgen export --unet "$RUNS/unet/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" \
-    --dtype float32 --out "$RUNS/whole"
+    --dtype float32 --out "$RUNS/whole" --overwrite
   latentgen train-unet "${unet[@]}" "${start[@]}" --out "$RUNS/finish" --ema-decay 0.999 --warmup 100 \
     --lr-scheduler cosine --max-steps "$FINISH_STEPS" $UNET_OPTIONS "${common[@]}"
 }
@@ -81,7 +81,8 @@ export_model() {
   local last="$RUNS/unet" vae="$RUNS/vae"
   [ -d "$RUNS/finish/model" ] && last="$RUNS/finish"
   [ -d "$RUNS/decoder/model" ] && vae="$RUNS/decoder"
-  latentgen export --unet "$last/model" --vae "$vae/model" --text-encoder "$RUNS/clip/model" --out "$RUNS/embedded"
+  latentgen export --unet "$last/model" --vae "$vae/model" --text-encoder "$RUNS/clip/model" \
+    --out "$RUNS/embedded" --overwrite
 }
 
 # For ways that carry small files only; put together again with: cat embedded.tar.* | tar x

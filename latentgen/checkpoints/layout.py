@@ -40,6 +40,14 @@ VOCABULARY: Final = "vocabulary.json"
 it says nothing of what is drawn, so it is no part of the fingerprint."""
 WHOLE_MODEL: Final = frozenset({INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler", VOCABULARY})
 """What `save_model` writes. A folder that holds anything else is never replaced, not even for a README."""
+_INSIDE: Final[dict[str, frozenset[str]]] = {
+    **{part: frozenset({CONFIG, WEIGHTS[part]}) for part in WEIGHTS},
+    "tokenizer": frozenset(
+        {"vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"}
+    ),
+    SCHEDULER.parent.name: frozenset({SCHEDULER.name}),
+}
+"""What it writes into its folders."""
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -136,8 +144,8 @@ def check_folder(folder: Path) -> None:
 def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = None) -> None:
     """Raise InputError unless a model, or the one `part` of it, may be written as `folder`; call it before the work.
 
-    It may where there is nothing, an empty folder, or exactly what an earlier call wrote: replacing deletes the old
-    folder, so one that holds a file of the user's, or a training run, is refused.
+    It may where there is nothing, an empty folder, or only files of the names that an earlier call wrote: replacing
+    deletes the old folder, so one that holds a file of the user's, even in a part, or a training run, is refused.
     """
     place = Path(os.path.realpath(folder))  # `new/..` is the current folder, though `new` does not exist
     try:
@@ -145,21 +153,25 @@ def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = N
             return
         is_folder = place.is_dir()
         found = {path.name for path in place.iterdir()} if is_folder else set[str]()
+        inner = {f"{name}/{path.name}" for name in found & _INSIDE.keys() for path in _files_in(place / name)}
         is_current = place.samefile(Path())
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     if is_current:
         raise InputError(f"{folder} is the current folder", hint="name a folder inside it")
-    if part is None:
-        is_ours = INDEX in found and found <= WHOLE_MODEL
-    else:
-        is_ours = found == ({SCHEDULER.name} if part == "scheduler" else {CONFIG, WEIGHTS[part]})
+    ours = WHOLE_MODEL | {f"{name}/{file}" for name, files in _INSIDE.items() for file in files}
+    is_ours = INDEX in found and found | inner <= ours if part is None else found == _INSIDE[part]
     if not is_folder:
         raise InputError(f"{folder} is a file, not a folder", hint="choose another name")
     if found and not is_ours:
         what = "model" if part is None else part
-        other = min(found - WHOLE_MODEL, default=min(found))
+        other = min((found | inner) - ours, default=min(found))
         raise InputError(f"{folder} holds {other} and is no {what} that latentgen wrote", hint="choose another name")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What lies in it; nothing if it is a file."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def part_folder(folder: Path, part: Part | Literal["tokenizer"]) -> Path:

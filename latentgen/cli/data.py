@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from latentgen.cli.console import Console
 from latentgen.cli.options import Json
 from latentgen.errors import InputError
+
+if TYPE_CHECKING:
+    from latentgen.data.scan import Scan
 
 app = typer.Typer(
     add_completion=False,
@@ -89,12 +92,14 @@ def check(
         "skipped": len(scanned.skipped),
         "reasons": scanned.reasons,
         "identical": scanned.identical,
+        **({} if scanned.unread is None else {"not read": scanned.unread.count}),
     }
     if json_output:
         files = [{"file": each.file, "reason": each.reason} for each in scanned.skipped]
         print(json.dumps({**summary, "files": files}))
     else:
         _print_table(summary)
+    _tell_of_unread(scanned, quiet=quiet)
     scanned.require(skip_bad=skip_bad)
     if scanned.skipped:
         scanned.write_skipped(out)
@@ -116,6 +121,7 @@ def stats(folder: Folder, json_output: Json = False, threads: Threads = None, qu
         scanned = scan(
             folder, whole=False, threads=threads, on_progress=lambda done, total: report(done, total, "reading")
         )
+    _tell_of_unread(scanned, quiet=quiet)
     scanned.require(skip_bad=True)
     from latentgen.models.tokenizer import Tokenizer  # torch is loaded only for a set that is there
 
@@ -125,6 +131,11 @@ def stats(folder: Folder, json_output: Json = False, threads: Threads = None, qu
         print(json.dumps(figures))
     else:
         _print_table(figures)
+
+
+def _tell_of_unread(scanned: Scan, *, quiet: bool) -> None:
+    if scanned.unread is not None:
+        Console(quiet=quiet).warn(f"{scanned.folder}: {scanned.unread}")
 
 
 def _print_table(values: Mapping[str, Any], indent: str = "") -> None:

@@ -42,7 +42,7 @@ def vae(
     from latentgen.data.decode import decode, ordered_map
     from latentgen.data.records import list_records
 
-    records = list_records(data)[:limit]
+    records = list_records(data, captions=False)[:limit]
     autoencoder = load_autoencoder(model, device=device, dtype=dtype, threads=threads, tiling="off")
 
     from latentgen.evaluation.autoencoder import measure_autoencoder

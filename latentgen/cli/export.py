@@ -8,15 +8,24 @@ from typing import Annotated
 
 import typer
 
+from latentgen.cli.model_names import named_folder, named_text_encoder
 from latentgen.errors import InputError
 
 
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
-    unet: Annotated[Path, typer.Option("--unet", help="Folder with unet/ and scheduler/, such as a run's model/.")],
-    vae: Annotated[Path, typer.Option("--vae", help="Folder with vae/.")],
+    unet: Annotated[
+        Path,
+        typer.Option("--unet", callback=named_folder, help="Folder with unet/ and scheduler/, such as a run's model/."),
+    ],
+    vae: Annotated[Path, typer.Option("--vae", callback=named_folder, help="Folder with vae/.")],
     text_encoder: Annotated[
-        str, typer.Option("--text-encoder", help="What train-unet was given: a folder, or a name of hub or open_clip.")
+        str,
+        typer.Option(
+            "--text-encoder",
+            callback=named_text_encoder,
+            help="What train-unet was given: a folder, or a name of a model, the hub or open_clip.",
+        ),
     ],
     download: Annotated[
         bool, typer.Option("--download", help="Fetch --text-encoder from the hub if it is not in its local cache.")
@@ -34,6 +43,7 @@ def export(
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="Its default spacing of noise levels (default: as --unet says).")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that --out names.")] = False,
 ) -> None:
     """Put a U-Net, a VAE and a text encoder together into a model folder that `generate -m` and diffusers open.
 
@@ -63,6 +73,8 @@ def export(
         "schedule": None if schedule is None else resolve_schedule(schedule),
     }
     check_replaceable(out)
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} exists", hint="--overwrite replaces it")
     unet_shape, vae_shape = read_unet_part(unet), read_vae_part(vae)
     found = find_text_encoder(text_encoder, download=download)
     defaults = find_defaults(unet, unet_shape.sample_size * vae_shape.downscale)

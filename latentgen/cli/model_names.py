@@ -101,6 +101,26 @@ def resolve_model(text: str | None) -> Path:
     return path
 
 
+def named_folder(path: Path | None) -> Path | None:
+    """A path as it is; where nothing lies there, the place of the model of that name, if there is one.
+
+    For options that take a folder with a part of a model, which may be a whole one. It answers for nothing: whoever
+    opens the path says what is wrong with it.
+    """
+    if path is None or os.path.exists(path):
+        return path
+    try:
+        return resolve_model(str(path))
+    except LatentgenError:
+        return path
+
+
+def named_text_encoder(text: str | None) -> str | None:
+    """What --text-encoder says, and where it names a model of latentgen's own places, that model's."""
+    own = own_models().get(text or "")
+    return text if own is None or os.path.exists(text or "") else str(own)
+
+
 def _in_cache(name: str) -> Path:
     """The model of the hub that `name` names, if it was pulled."""
     from latentgen.checkpoints.hub_cache import cached_snapshots, find_cached, parse_hub_name

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from latentgen.cli.train_data import open_pictures
-from latentgen.cli.train_held_out import open_held_out
+from latentgen.cli.train_held_out import ValidationPictures, items_set_aside, open_held_out
 from latentgen.cli.train_options import Init, RunOptions, print_settings, run_command
-from latentgen.cli.train_run import finish, run_training, start_process
+from latentgen.cli.train_run import finish, run_training, say_in, start_process
 from latentgen.config import ImageTowerConfig, TextEncoderConfig
 from latentgen.errors import InputError
 from latentgen.presets import EMBEDDED
@@ -46,6 +46,7 @@ def train_clip(
     text_layers: TextLayers = None,
     text_width: TextWidth = None,
     text_heads: TextHeads = None,
+    validation_pictures: ValidationPictures = None,
 ) -> None:
     """Train the text encoder against an image tower; writes OUT/model/text_encoder, tokenizer and clip.
 
@@ -59,6 +60,8 @@ def train_clip(
     from latentgen.training.sizes import check_patches
 
     config = run.train_config()
+    if run.aspect_buckets:
+        raise InputError("--aspect-buckets: the image tower sees squares only", hint="leave it out")
     image = ImageTowerConfig()
     if init is None:
         text = _text_shape(DEFAULT_MERGES if merges is None else merges, text_layers, text_width, text_heads)
@@ -84,6 +87,7 @@ def train_clip(
     from latentgen.checkpoints.folder import load_tokenizer, save_text_encoder
     from latentgen.data.records import fingerprint
     from latentgen.models.tokenizer import Tokenizer
+    from latentgen.training.captions import cut_captions
     from latentgen.training.clip import RETRIEVED_AMONG, CLIPObjective, text_encoder_of
 
     process = start_process(config, run)
@@ -94,14 +98,17 @@ def train_clip(
         if tokenizer.vocab_size > text.vocab_size:
             raise InputError(f"{init}: its tokenizer has {tokenizer.vocab_size} tokens, its encoder {text.vocab_size}")
     cache = run.out / "cache"
-    records, pixels = open_pictures(run, side_px, cache, process)
+    records, pixels, keep = open_pictures(run, side_px, cache, process)
+    cut_captions(records, tokenizer, say_in(process, run))
     held_out = open_held_out(run, side_px, cache, process, count=RETRIEVED_AMONG)
+    validation = () if held_out else items_set_aside(validation_pictures, len(records), run, process)
     torch.manual_seed(run.seed)
-    objective = CLIPObjective(text, image, records, pixels, tokenizer, fingerprint(records), held_out=held_out)
+    data = fingerprint(records)
+    objective = CLIPObjective(text, image, records, pixels, tokenizer, data, held_out=held_out, validation=validation)
     if init is not None:
         fresh = objective.network.state_dict()
         objective.network.load_state_dict({**fresh, **as_open_clip(published, fresh, init)})
-    trained = run_training(objective, config, run)
+    trained = run_training(objective, config, run, keep)
     if trained is None:
         return
     objective.network.load_state_dict(trained.weights)

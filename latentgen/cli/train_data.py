@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latentgen.cli.console import Console
 from latentgen.cli.train_options import RunOptions
@@ -16,7 +16,7 @@ from latentgen.cli.train_run import say_in
 from latentgen.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from accelerate import PartialState
 
@@ -28,9 +28,18 @@ PIXEL_CACHE_LIMIT_BYTES = 8 * 2**30
 """Decoded pictures up to this are kept in the cache folder: 43,000 at 256 px. More are decoded as they are needed."""
 
 
+class TrainingPictures(NamedTuple):
+    """What a run learns from."""
+
+    records: list[Record]
+    pixels: Pictures
+    keep: Callable[[], None]
+    """Writes down what the data is. Called when the run has begun, so that one which is refused changes nothing."""
+
+
 def open_pictures(
     run: RunOptions, resolution: int, cache: Path, process: PartialState, *, size_multiple_px: int | None = None
-) -> tuple[list[Record], Pictures]:
+) -> TrainingPictures:
     """The records of --data and their pictures; small sets are decoded by the first process into the folder `cache`.
 
     size_multiple_px: what the sides of --aspect-buckets are multiples of; None: the largest power of two, at most 64,
@@ -62,8 +71,11 @@ def open_pictures(
             )
         scanned.require(skip_bad=run.skip_bad)
         shapes = _shapes(run, scanned.used, resolution, size_multiple_px)
+        keep = _nothing
         if process.is_main_process:
-            _keep_or_compare(run, scanned, shapes, before)
+            keep = _compare(run, scanned, shapes, before)
+            if scanned.unread is not None:
+                console.warn(f"{run.data}: {scanned.unread}")
             if scanned.skipped:
                 say(f"{len(scanned.skipped)} of {scanned.found} pictures are left out: see {run.out / 'skipped.jsonl'}")
         if run.aspect_buckets:
@@ -72,9 +84,13 @@ def open_pictures(
             say(f"shapes of the pictures: {named}{', …' if len(kinds) > 8 else ''}")
         size_bytes = sum(3 * height * width for height, width in shapes)
         if size_bytes <= PIXEL_CACHE_LIMIT_BYTES:
-            return scanned.used, PixelCache(scanned.used, shapes, cache, say)
+            return TrainingPictures(scanned.used, PixelCache(scanned.used, shapes, cache, say), keep)
     say(f"{size_bytes / 2**30:.0f} GiB of decoded pictures are too many to keep: each is decoded when it is needed")
-    return scanned.used, PixelStream(scanned.used, shapes, run.threads)
+    return TrainingPictures(scanned.used, PixelStream(scanned.used, shapes, run.threads), keep)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _shapes(run: RunOptions, records: Sequence[Record], resolution: int, multiple_px: int | None) -> list[Shape]:
@@ -87,8 +103,8 @@ def _shapes(run: RunOptions, records: Sequence[Record], resolution: int, multipl
     return assign_buckets((record.size_px for record in records), buckets)
 
 
-def _keep_or_compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[str, Any] | None) -> None:
-    """Write down what a run begins with; on a resume raise InputError naming what is not as it was."""
+def _compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[str, Any] | None) -> Callable[[], None]:
+    """What writes down the data that a run begins with; on a resume raise InputError naming what is not as it was."""
     from collections import Counter
 
     from latentgen.data.manifest import data_manifest, describe_change, write_manifest
@@ -106,7 +122,7 @@ def _keep_or_compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before
                 change = "; ".join(filter(None, changes))
                 hint = "restore it, choose another --out, or --override data"
                 raise InputError(f"cannot resume {run.out}: its data has changed: {change}", hint=hint)
-        return
+        return _nothing
     summary = {
         "fingerprint": manifest["fingerprint"],
         "found": scanned.found,
@@ -117,7 +133,14 @@ def _keep_or_compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before
         "captions": sum(len(record.captions) for record in scanned.used),
         "shapes": dict(sorted(counts.items())),
     }
-    write_manifest(run.out / "pictures.json", manifest)
-    write_manifest(run.out / "data.json", summary)
-    if scanned.skipped:
-        scanned.write_skipped(run.out / "skipped.jsonl")
+
+    def keep() -> None:
+        write_manifest(run.out / "pictures.json", manifest)
+        write_manifest(run.out / "data.json", summary)
+        if scanned.skipped:
+            scanned.write_skipped(run.out / "skipped.jsonl")
+
+    if resumed:
+        return keep
+    keep()  # at once: a start that is interrupted while it fills its caches need not look at the pictures again
+    return _nothing

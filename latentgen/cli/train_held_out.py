@@ -1,18 +1,54 @@
-"""The pictures that a training command only looks at, where the data set holds such."""
+"""The pictures that a training command only looks at: those that are labelled so, and those it sets aside."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from latentgen.cli.train_options import RunOptions
 from latentgen.cli.train_run import say_in
+from latentgen.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from latentgen.data.pixels import Pictures
     from latentgen.data.record import Record
+
+ValidationPictures = Annotated[
+    int | None,
+    typer.Option(
+        "--validation-pictures",
+        min=0,
+        help="Pictures set aside from training to measure the run on (default: one in 100, at most 64; train-vae: 16).",
+    ),
+]
+
+
+def items_set_aside(
+    wanted: int | None, pictures: int, run: RunOptions, process: PartialState, *, most: int | None = None
+) -> tuple[int, ...]:
+    """The items that are kept from training, of which the first process tells. most: if `wanted` does not say.
+
+    Raises InputError if none are left to train on.
+    """
+    from latentgen.training.set_aside import MAX_PICTURES, pictures_to_set_aside, set_aside
+
+    count = pictures_to_set_aside(pictures, MAX_PICTURES if most is None else most) if wanted is None else wanted
+    if count >= pictures:
+        raise InputError(f"--validation-pictures {count} leaves none of {pictures} pictures to train on")
+    if count:
+        say_in(process, run)(f"{count} of {pictures} pictures are set aside to measure the run on")
+    return set_aside(pictures, count)
+
+
+def check_can_validate(run: RunOptions, validation: tuple[int, ...], pictures: int) -> None:
+    """Raise InputError where a U-Net or a LoRA should be measured on the way, and there are no pictures for it."""
+    if run.validate_every and not validation:
+        hint = f"--validation-pictures sets some of the {pictures} aside"
+        raise InputError(f"--validate-every {run.validate_every} has no pictures to measure", hint=hint)
 
 
 def open_held_out(

@@ -13,6 +13,7 @@ from latentgen.checkpoints.layout import read_config
 from latentgen.checkpoints.lora_names import TARGETS, Targets, is_target, narrowest_layer
 from latentgen.cli.model_names import resolve_model
 from latentgen.cli.train_data import open_pictures
+from latentgen.cli.train_held_out import ValidationPictures, check_can_validate, items_set_aside
 from latentgen.cli.train_noise import (
     Cache,
     CaptionDropout,
@@ -23,8 +24,6 @@ from latentgen.cli.train_noise import (
     NoiseOffset,
     SamplePrompts,
     TimestepSampling,
-    ValidationPictures,
-    items_set_aside,
     objective_settings,
     prompt_lines,
 )
@@ -129,6 +128,7 @@ def train_lora(
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.training.caches import AUTOCAST, ContextCache, LatentCache, weights_fingerprint
+    from latentgen.training.captions import cut_captions
     from latentgen.training.lora import LoRAObjective, TokenIds
     from latentgen.training.processes import device_of
     from latentgen.training.unet import SamplePlan, UNetObjective, UNetObjectiveConfig
@@ -144,11 +144,11 @@ def train_lora(
     if gradient_checkpointing:
         bundle.unet.enable_gradient_checkpointing()
     store = run.out / "cache" if cache is None else cache
-    records, pixels = open_pictures(run, side_px, store, process, size_multiple_px=shape.size_multiple_px)
+    records, pixels, keep = open_pictures(run, side_px, store, process, size_multiple_px=shape.size_multiple_px)
     say = say_in(process, run)
-    validation = items_set_aside(validation_pictures, len(records), run)
-    if validation:
-        say(f"{len(validation)} of {len(records)} pictures are set aside to measure val_loss")
+    validation = items_set_aside(validation_pictures, len(records), run, process)
+    check_can_validate(run, validation, len(records))
+    cut_captions(records, bundle.tokenizer, say)
     precision = AUTOCAST[config.mixed_precision]
     with process.main_process_first():
         latents = LatentCache(records, pixels, bundle.vae, store, say, autocast=precision)
@@ -175,7 +175,7 @@ def train_lora(
         },
         validation=validation,
     )
-    trained = run_training(LoRAObjective(network, denoising), config, run)
+    trained = run_training(LoRAObjective(network, denoising), config, run, keep)
     if trained is None:
         return
     metadata = {**base_metadata(shape), "latentgen_base": bundle.fingerprint()}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from latentgen.cli.text_lines import check_printable, numbered_lines
-from latentgen.cli.train_options import RunOptions, one_of
+from latentgen.cli.train_options import one_of
 from latentgen.errors import InputError
 
 NOISE = "The objective"
@@ -41,14 +41,6 @@ NoiseOffset = Annotated[
     float,
     typer.Option(
         "--noise-offset", min=0, rich_help_panel=NOISE, help="Offset noise, for darker and brighter pictures; 0.05."
-    ),
-]
-ValidationPictures = Annotated[
-    int | None,
-    typer.Option(
-        "--validation-pictures",
-        min=0,
-        help="Pictures set aside from training to measure val_loss (default: one in 100, at most 64).",
     ),
 ]
 GradientCheckpointing = Annotated[
@@ -95,19 +87,6 @@ def objective_settings(
         "min_snr_gamma": min_snr_gamma,
         "noise_offset": noise_offset,
     }
-
-
-def items_set_aside(wanted: int | None, pictures: int, run: RunOptions) -> tuple[int, ...]:
-    """The items that are kept from training. Raises InputError if none are left, or none are there to validate."""
-    from latentgen.training.unet_validation import pictures_to_set_aside, set_aside
-
-    count = pictures_to_set_aside(pictures) if wanted is None else wanted
-    if count >= pictures:
-        raise InputError(f"--validation-pictures {count} leaves none of {pictures} pictures to train on")
-    if run.validate_every and not count:
-        hint = f"--validation-pictures sets some of the {pictures} aside"
-        raise InputError(f"--validate-every {run.validate_every} has no pictures to measure", hint=hint)
-    return set_aside(pictures, count)
 
 
 def prompt_lines(file: Path | None) -> tuple[str, ...]:

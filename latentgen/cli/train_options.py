@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
+from latentgen.cli.model_names import named_folder
 from latentgen.cli.option_file import read_option_file
 from latentgen.cli.options import Json, NoProgress, Quiet
 from latentgen.cli.train_guard import guarded
 from latentgen.config import TrainConfig
-from latentgen.errors import InputError
+from latentgen.errors import InputError, OutOfMemoryError, is_out_of_memory
 
 WHAT, RUN = "What is trained", "The run"
 DATA = "Data and run folder"
 OPTIMIZER = "Optimizer"
 FILES = "Log and checkpoints"
+
+LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""What `accelerate launch` tells its processes."""
 
 Data = Annotated[
     Path,
@@ -56,7 +61,10 @@ AspectBuckets = Annotated[
         help="Keep each picture's shape, about --resolution squared in area.",
     ),
 ]
-Init = Annotated[Path | None, typer.Option("--init", help="Start from this model folder's weights.")]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", callback=named_folder, help="Start from this model's weights: a folder or a name."),
+]
 Resolution = Annotated[int, typer.Option("--resolution", min=16, help="Side of the training pictures, in pixels.")]
 
 Resume = Annotated[
@@ -88,7 +96,14 @@ MaxSteps = Annotated[
 MaxMinutes = Annotated[
     float | None, typer.Option("--max-minutes", min=0, rich_help_panel=RUN, help="Save and end after this time.")
 ]
-Precision = Annotated[str, typer.Option("--mixed-precision", rich_help_panel=RUN, help="no, bf16 or fp16.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--mixed-precision",
+        rich_help_panel=RUN,
+        help="no, bf16 or fp16 (default: as `accelerate launch` says, else no).",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, rich_help_panel=RUN, help="CPU threads (default: all cores).")
 ]
@@ -238,7 +253,7 @@ class RunOptions:
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             ema_decay=self.ema_decay if self.ema else None,
-            mixed_precision=one_of("--mixed-precision", self.mixed_precision, ("no", "bf16", "fp16")),
+            mixed_precision=self._precision(),
             compile=self.compile,
             save_every_steps=self.save_every,
             keep=self.keep,
@@ -247,11 +262,18 @@ class RunOptions:
             log_every_steps=self.log_every,
         )
 
+    def _precision(self) -> Literal["no", "bf16", "fp16"]:
+        """What is given, else what `accelerate launch` was configured with."""
+        choices = ("no", "bf16", "fp16")
+        if self.mixed_precision is None and LAUNCHED_PRECISION in os.environ:
+            return one_of(LAUNCHED_PRECISION, os.environ[LAUNCHED_PRECISION], choices)
+        return one_of("--mixed-precision", self.mixed_precision or "no", choices)
+
 
 DEFAULTS: Mapping[str, Any] = {
     "skip_bad": False, "aspect_buckets": False, "resume": None,
     "override": None, "seed": 0, "grad_accum": 1, "max_steps": None, "max_minutes": None,
-    "mixed_precision": "no", "compile": False, "threads": None, "dry_run": False, "muon_lr": None,
+    "mixed_precision": None, "compile": False, "threads": None, "dry_run": False, "muon_lr": None,
     "lr_scheduler": "constant", "warmup": 200, "weight_decay": 0.01, "max_grad_norm": 1.0, "ema": True,
     "ema_decay": 0.999, "save_every": 500, "keep": 2, "sample_every": 0, "validate_every": 0, "log_every": 50,
     "log": "jsonl", "quiet": False, "json_events": False, "no_progress": False,
@@ -302,7 +324,7 @@ def run_command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
         @wraps(command)
         def spread(*, config: Path | None, **given: Any) -> None:
             run = RunOptions(**{name: given.pop(name) for name in names})
-            guarded(None if run.dry_run else run.out, lambda: command(run, **given))
+            guarded(None if run.dry_run else run.out, lambda: _with_enough_memory(command, run, given))
 
         parameters = [*shared[:2], *own, *shared[2:4], config, *shared[4:]]
         signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
@@ -311,6 +333,19 @@ def run_command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
         return spread
 
     return decorate
+
+
+def _with_enough_memory(command: Callable[..., None], run: RunOptions, given: Mapping[str, Any]) -> None:
+    """Run a training command; what it says of too little memory names the options that training has."""
+    try:
+        command(run, **given)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = ["a smaller --batch-size with --grad-accum", "a smaller --resolution", "--mixed-precision bf16"]
+        ways += ["--gradient-checkpointing"] if given.get("gradient_checkpointing") is False else []
+        hint = f"{', '.join(ways[:-1])} or {ways[-1]} needs less"
+        raise OutOfMemoryError("not enough memory", hint=hint) from error
 
 
 def _in_panel(annotation: Any) -> Any:

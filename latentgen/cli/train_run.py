@@ -59,8 +59,12 @@ def say_in(process: PartialState, options: RunOptions) -> Callable[[str], None]:
     return _console(options, quiet=not process.is_main_process).note
 
 
-def run_training(objective: Objective, config: TrainConfig, options: RunOptions) -> Trained | None:
+def run_training(
+    objective: Objective, config: TrainConfig, options: RunOptions, on_start: Callable[[], None]
+) -> Trained | None:
     """Run the loop to its end; None in the processes that write nothing.
+
+    on_start: called in the first process when the run's settings are accepted.
 
     While it runs, the first process shows its progress and keeps OUT/report.html up to date; however it ends, the
     report says how. A run that a signal ended has saved a checkpoint and nothing else: the process ends here, with the
@@ -74,14 +78,21 @@ def run_training(objective: Objective, config: TrainConfig, options: RunOptions)
     # The other processes are told nothing, and draw no bar.
     shown = console if process.is_main_process else Console(quiet=True)
     with shown.progress(with_figures=True) as bar, _watchers(shown, config, options, bar) as report:
-        outcome = fit(objective, config, run, resume=options.resume, override=options.override or (), report=report)
+
+        def tell(event: Mapping[str, Any]) -> None:
+            if event.get("start"):
+                on_start()
+            report(event)
+
+        outcome = fit(objective, config, run, resume=options.resume, override=options.override or (), report=tell)
         if outcome.interrupted_by is not None and outcome.is_main_process:
             run.log({"interrupted": True, "step": outcome.step, "signal": outcome.interrupted_by})
     process.destroy_process_group()
     if outcome.interrupted_by is not None:
         if outcome.is_main_process:
             console.event("interrupted", step=outcome.step, signal=outcome.interrupted_by)
-            console.note(f"saved step {outcome.step}; the same command with --resume latest goes on from it")
+            again = "the same command with --resume latest goes on from it"
+            console.note(f"saved step {outcome.step}; {again}, or with --max-minutes 0 as well writes its model")
         raise SystemExit(128 + outcome.interrupted_by)
     if not outcome.is_main_process:
         return None

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from latentgen.cli.model_names import named_folder, named_text_encoder
 from latentgen.cli.train_align import DEFAULT_WEIGHT, Align, AlignWeight, choose_alignment
 from latentgen.cli.train_data import open_pictures
+from latentgen.cli.train_held_out import ValidationPictures, check_can_validate, items_set_aside
 from latentgen.cli.train_noise import (
     NOISE,
     Cache,
@@ -20,8 +22,6 @@ from latentgen.cli.train_noise import (
     NoiseOffset,
     SamplePrompts,
     TimestepSampling,
-    ValidationPictures,
-    items_set_aside,
     objective_settings,
     prompt_lines,
 )
@@ -66,12 +66,16 @@ def train_unet(
     run: RunOptions,
     *,
     vae: Annotated[
-        Path | None, typer.Option("--vae", help="Folder with the VAE: a run's model/ or a model (default: --init's).")
+        Path | None,
+        typer.Option(
+            "--vae", callback=named_folder, help="Where the VAE is: a run's model/, or a model (default: --init's)."
+        ),
     ] = None,
     text_encoder: Annotated[
         str | None,
         typer.Option(
             "--text-encoder",
+            callback=named_text_encoder,
             help="A run's model/, a model or transformers folder, a hub id such as openai/clip-vit-large-patch14, or "
             "open_clip's ViT-H-14/laion2b_s32b_b79k (default: --init's).",
         ),
@@ -159,6 +163,7 @@ def train_unet(
     from latentgen.training import alignment
     from latentgen.training import unet as training
     from latentgen.training.caches import AUTOCAST, ContextCache, LatentCache, weights_fingerprint
+    from latentgen.training.captions import cut_captions
     from latentgen.training.processes import device_of
 
     process = start_process(config, run)
@@ -170,11 +175,11 @@ def train_unet(
     network.config = model.unet
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    records, pixels = open_pictures(run, resolution, folder, process, size_multiple_px=model.size_multiple_px)
+    records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=model.size_multiple_px)
     say = say_in(process, run)
-    validation = items_set_aside(validation_pictures, len(records), run)
-    if validation:
-        say(f"{len(validation)} of {len(records)} pictures are set aside to measure val_loss")
+    validation = items_set_aside(validation_pictures, len(records), run, process)
+    check_can_validate(run, validation, len(records))
+    cut = cut_captions(records, tokenizer, say)
     precision = AUTOCAST[config.mixed_precision]
     with process.main_process_first():
         latents = LatentCache(records, pixels, autoencoder, folder, say, autocast=precision)
@@ -203,7 +208,7 @@ def train_unet(
         torch.manual_seed(run.seed)
         aligned = alignment.AlignedUNet(network, features.channels)
         objective = alignment.AlignedObjective(aligned, denoising, features, align_weight)
-    trained = run_training(objective, config, run)
+    trained = run_training(objective, config, run, keep)
     if trained is None:
         return
     network.load_state_dict(trained.weights if features is None else alignment.unet_tensors(trained.weights))
@@ -214,7 +219,8 @@ def train_unet(
         aside = frozenset(validation)
         trained_on = [record for item, record in enumerate(records) if item not in aside]
         seen = count_words(
-            (caption for record in trained_on for caption in record.captions), (record.labels for record in trained_on)
+            (cut.get(caption, caption) for record in trained_on for caption in record.captions),
+            (record.labels for record in trained_on),
         )
         save_vocabulary((seen if known_before is None else known_before + seen).to_json(), run.out / "model")
     finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in network.parameters())})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from latentgen.cli.train_data import open_pictures
-from latentgen.cli.train_held_out import open_held_out
+from latentgen.cli.train_held_out import ValidationPictures, items_set_aside, open_held_out
 from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
 from latentgen.config import VAEConfig
@@ -156,6 +156,7 @@ def train_vae(
     disc_weight: DiscWeight = 0.0,
     disc_start: DiscStart = 0,
     disc_width: DiscWidth = None,
+    validation_pictures: ValidationPictures = None,
     cache: Cache = None,
 ) -> None:
     """Train the autoencoder, from scratch or from --init; writes OUT/model/vae.
@@ -257,8 +258,11 @@ def train_vae(
     distance, identity = load_perceptual(choice), perceptual_identity(choice)
     say_in(process, run)(f"perceptual loss: {choice.explanation}")
     folder = cache if cache is not None else run.out / "cache"
-    records, pixels = open_pictures(run, resolution, folder, process, size_multiple_px=shape.downscale)
+    records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=shape.downscale)
     held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
+    validation: tuple[int, ...] = ()
+    if held_out is None:
+        validation = items_set_aside(validation_pictures, len(records), run, process, most=VALIDATION_PICTURES)
     latents: LatentCache | None = None
     if cache_latents and start is not None:
         precision = AUTOCAST[config.mixed_precision]
@@ -278,13 +282,14 @@ def train_vae(
         perceptual_identity=identity,
         discriminator=PatchDiscriminator(disc_width or DISCRIMINATOR_WIDTH) if disc_weight else None,
         held_out=None if held_out is None else held_out[1],
+        validation=validation,
         latents=latents,
     )
     if start is not None:
         objective.network.vae.load_state_dict(start.state_dict())
     else:
         prepare_from_scratch(objective.network.vae, pixels)
-    trained = run_training(objective, config, run)
+    trained = run_training(objective, config, run, keep)
     if trained is None:
         return
     objective.network.load_state_dict(trained.weights)

@@ -63,8 +63,11 @@ def metadata_records(folder: Path) -> list[Record | Skipped]:
     return found
 
 
-def captioned_pictures(folder: Path) -> list[Record | Skipped]:
-    """Pictures and captions side by side, by name; what lies in subfolders is not looked at."""
+def captioned_pictures(folder: Path, *, captions: bool = True) -> list[Record | Skipped]:
+    """Pictures and captions side by side, by name; what lies in subfolders is not looked at.
+
+    captions: whether a picture without one is at fault.
+    """
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if not _is_folder(entry))
@@ -79,13 +82,15 @@ def captioned_pictures(folder: Path) -> list[Record | Skipped]:
     found: list[Record | Skipped] = []
     for name in pictures:
         try:
-            found.append(_captioned_picture(folder, root, name, twins[Path(name).stem.casefold()], present))
+            found.append(_captioned_picture(folder, root, name, twins[Path(name).stem.casefold()], present, captions))
         except FaultError as error:
             found.append(error.skipped(name))
     return found
 
 
-def _captioned_picture(folder: Path, root: Path, name: str, twins: list[str], present: set[str]) -> Record:
+def _captioned_picture(
+    folder: Path, root: Path, name: str, twins: list[str], present: set[str], needs_caption: bool
+) -> Record:
     picture = folder / name
     for twin in twins:
         if twin != name:
@@ -95,6 +100,8 @@ def _captioned_picture(folder: Path, root: Path, name: str, twins: list[str], pr
         raise FaultError(Fault.FOREIGN)
     size_bytes = _size_inside(root, picture)
     captions = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES if picture.stem + suffix in present]
+    if not captions and not needs_caption:
+        return Record(picture.stem, (), picture, None, size_bytes)
     if not captions:
         raise FaultError(Fault.NO_CAPTION, f"write one to {picture.stem}.txt")
     if len(captions) > 1:

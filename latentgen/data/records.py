@@ -13,15 +13,17 @@ from pathlib import Path
 from latentgen.data.folders import METADATA, captioned_pictures, metadata_records
 from latentgen.data.record import Fault, Record, Skipped
 from latentgen.data.shards import shard_records
+from latentgen.data.unread import Unread, unread_pictures
 from latentgen.errors import InputError, ModelNotFoundError
 
 SHOWN = 5
 """Unusable pictures named in an error."""
 
 
-def list_found(folder: Path) -> list[Record | Skipped]:
+def list_found(folder: Path, *, captions: bool = True) -> list[Record | Skipped]:
     """Everything in a data folder that is or should be a picture with captions, in a fixed order.
 
+    captions: False where pictures alone are looked at, and those in a plain folder need none.
     Raises ModelNotFoundError if the folder does not exist, InputError if it cannot be read or holds nothing.
     """
     check_data_folder(folder)
@@ -34,9 +36,9 @@ def list_found(folder: Path) -> list[Record | Skipped]:
         root = folder.resolve()
         found = [record for shard in shards for record in _records_inside(root, shard)]
     else:
-        found = metadata_records(folder) if listed else captioned_pictures(folder)
+        found = metadata_records(folder) if listed else captioned_pictures(folder, captions=captions)
     if not found:
-        raise _empty(folder)
+        raise _empty(folder, unread_pictures(folder, ()))
     return found
 
 
@@ -51,14 +53,15 @@ def check_data_folder(folder: Path) -> None:
         raise ModelNotFoundError(f"no data folder at {folder}", hint=hint)
 
 
-def list_records(folder: Path, *, held_out: bool | None = None) -> list[Record]:
+def list_records(folder: Path, *, held_out: bool | None = None, captions: bool = True) -> list[Record]:
     """All records of a data set, in a fixed order, their pictures not yet looked at.
 
-    held_out: None for all, False without the corpus' held-out compositions, True for only those.
+    held_out: None for all, False without the corpus' held-out compositions, True for only those. captions: as of
+    `list_found`.
     Raises as `list_found` does, and InputError for an empty set or a record that is not whole.
     """
-    found = list_found(folder)
-    refuse(folder, [each for each in found if isinstance(each, Skipped)], len(found))
+    found = list_found(folder, captions=captions)
+    refuse(folder, [each for each in found if isinstance(each, Skipped)], len(found), hint="mend or remove them")
     records = [each for each in found if isinstance(each, Record) and is_wanted(each, held_out)]
     if not records:
         raise _empty(folder)
@@ -70,11 +73,16 @@ def is_wanted(record: Record, held_out: bool | None) -> bool:
     return held_out is None or bool(record.labels.get("held_out")) is held_out
 
 
-def refuse(folder: Path, skipped: Sequence[Skipped], found: int) -> None:
+def refuse(
+    folder: Path,
+    skipped: Sequence[Skipped],
+    found: int,
+    *,
+    hint: str = "mend them, or leave them out with --skip-bad",
+) -> None:
     """Raise InputError naming the first pictures that cannot be used, if there are any."""
     if skipped:
         named = "; ".join(map(str, skipped[:SHOWN])) + ("; …" if len(skipped) > SHOWN else "")
-        hint = "mend them, or leave them out with --skip-bad"
         raise InputError(f"{len(skipped)} of {found} pictures in {folder} cannot be used: {named}", hint=hint)
 
 
@@ -108,6 +116,6 @@ def _records_inside(root: Path, shard: Path) -> list[Record | Skipped]:
     return shard_records(shard) if inside else [Skipped(shard.name, Fault.OUTSIDE)]
 
 
-def _empty(folder: Path) -> InputError:
-    hint = "tar shards, or pictures with a .txt beside each or a metadata.jsonl"
+def _empty(folder: Path, unread: Unread | None = None) -> InputError:
+    hint = "tar shards, or pictures with a .txt beside each or a metadata.jsonl" if unread is None else str(unread)
     return InputError(f"{folder} holds no pictures with captions to train on", hint=hint)

@@ -13,6 +13,7 @@ from pathlib import Path
 from latentgen.data.decode import available_cores, inspect, ordered_map
 from latentgen.data.record import Record, Skipped, Stamp
 from latentgen.data.records import is_wanted, list_found, refuse
+from latentgen.data.unread import Unread, unread_pictures
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.jsonfile import write_text
 
@@ -35,6 +36,8 @@ class Scan:
     skipped: list[Skipped]
     held_out: int
     """Pictures of compositions that are kept from training."""
+    unread: Unread | None = None
+    """Pictures in the folder that are no part of the data set."""
 
     @property
     def found(self) -> int:
@@ -95,7 +98,7 @@ def scan(
             used.append(each)
         if on_progress is not None:
             on_progress(done, len(wanted))
-    return Scan(folder, used, skipped, len(found) - len(wanted))
+    return Scan(folder, used, skipped, len(found) - len(wanted), unread_pictures(folder, found))
 
 
 def _look(seen: Mapping[str, Seen], whole: bool, each: Record | Skipped) -> Record | Skipped:

@@ -1,8 +1,8 @@
 """Reading webdataset tar shards: `<key>.png|jpg|webp` with `<key>.txt`, and optionally `<key>.json`.
 
-The json's list `captions`, if it is there, holds all captions, and the .txt is not read; its other entries are
-labels. Other members (`.cls`, `.pkl`, `.pyd`) are not looked at. Nothing is unpacked to the disk, links are not
-followed, and a shard that is cut short is an error wherever it is cut.
+The json's list `captions`, if it is there, holds all captions, and the .txt, which must be there all the same, counts
+for nothing; its other entries are labels. Other members (`.cls`, `.pkl`, `.pyd`) are not looked at. Nothing is unpacked
+to the disk, links are not followed, and a shard that is cut short is an error wherever it is cut.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ from typing import Any, cast
 
 from latentgen.data.record import Record
 from latentgen.data.scan import Scan
+from latentgen.models.tokenizer import CHUNK_LENGTH
 
-TOKENS_READ = 75
-"""Of a caption; CLIP's text encoder does not see the rest."""
 ASPECT_EDGES = (0.5, 0.67, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0)
 """Bins of width / height: from tall to wide, each 1.2 to 1.3 times the last; the middle one is square."""
 SHOWN = 15
@@ -47,7 +46,7 @@ def data_stats(scanned: Scan, count_tokens: Callable[[str], int]) -> dict[str, A
         "distinct captions": len(set(captions)),
         "captions per picture": _spread([len(record.captions) for record in records]),
         "tokens per caption": _spread(tokens),
-        f"captions above {TOKENS_READ} tokens": sum(count > TOKENS_READ for count in tokens),
+        f"captions above {CHUNK_LENGTH} tokens": sum(count > CHUNK_LENGTH for count in tokens),
         "words": dict(_words(captions).most_common(SHOWN)),
         "labels": _labels(records),
     }

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from latentgen.evaluation.labelled import as_float
+from latentgen.data.pixels import to_float
 from latentgen.images.pixels import Pixels, to_pixels
 from latentgen.images.similarity import psnr_db, ssim
 from latentgen.models.vae import AutoencoderKL
@@ -45,7 +45,7 @@ def measure_autoencoder(vae: AutoencoderKL, pictures: Iterable[Pixels]) -> Autoe
     highest = -float("inf")
     for picture in pictures:
         original = torch.from_numpy(picture.copy())
-        mean, logvar = vae.encode(as_float(original[None]).to(weight))
+        mean, logvar = vae.encode(to_float(original[None]).to(weight))
         again = torch.from_numpy(to_pixels(vae.decode(mean)[0]))
         psnrs.append(psnr_db(original, again))
         ssims.append(ssim(original, again))

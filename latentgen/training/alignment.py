@@ -130,7 +130,7 @@ class AlignedObjective:
     def batch(self, draws: Sequence[Draw]) -> AlignedBatch:
         batch = self.denoising.batch(draws)
         sides = batch.latents.shape[-2:]
-        features = [self.features.features(self.denoising.item(draw), *sides) for draw in draws]
+        features = [self.features.features(draw.item, *sides) for draw in draws]
         return AlignedBatch(*batch, torch.stack(features))
 
     def loss(self, network: nn.Module, batch: AlignedBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -24,7 +24,8 @@ from latentgen.data.pixels import Pictures, to_float
 from latentgen.data.record import Record
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.models.tokenizer import Tokenizer
-from latentgen.training.rng import Draw, Order, sample_order
+from latentgen.training.rng import Draw, Order, OrderAmong, SampleOrder
+from latentgen.training.set_aside import others
 
 TOKEN_MULTIPLE = 8
 """Training batches are cut to their longest caption, rounded up to this: a causal tower's states do not look ahead."""
@@ -58,11 +59,15 @@ class CLIPObjective:
         data_fingerprint: str,
         *,
         held_out: tuple[list[Record], Pictures] | None = None,
+        validation: Sequence[int] = (),
     ) -> None:
-        """held_out: pairs that only `validate` looks at; None: it looks at pairs of the set, spread evenly over it."""
+        """held_out: pairs beside the set, for `validate`. validation: without them, items of the set that are not
+        trained on, for the same. With neither, it looks at pairs that are trained on, spread evenly over the set.
+        """
         self.text, self.image = text, replace(image, hidden_act=text.hidden_act)
         self.records, self.pixels = records, pixels
-        self.tokenizer, self.data_fingerprint, self.held_out = tokenizer, data_fingerprint, held_out
+        self.tokenizer, self.data_fingerprint = tokenizer, data_fingerprint
+        self.held_out, self.validation = held_out, tuple(validation)
         self._network = build_towers(text, image)
         self._loss = ClipLoss()
 
@@ -71,7 +76,8 @@ class CLIPObjective:
         return self._network
 
     def order(self, seed: int, samples_per_step: int) -> Order:
-        return self.pixels.follow(sample_order(self.pixels.shapes, seed, samples_per_step))
+        trained = others(len(self.pixels), self.validation)
+        return self.pixels.follow(OrderAmong(SampleOrder(len(trained), seed), trained))
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -80,6 +86,7 @@ class CLIPObjective:
             "image_tower": asdict(self.image),
             "data": self.data_fingerprint,
             "pixels": self.pixels.identity,
+            "validation_pictures": len(self.validation),
         }
 
     def batch(self, draws: Sequence[Draw]) -> CLIPBatch:
@@ -101,11 +108,13 @@ class CLIPObjective:
     def validate(self, network: nn.Module) -> Mapping[str, float]:
         """Share of pictures whose own caption ranks first among up to 64, and of captions whose own picture does.
 
-        On pairs of distinct captions: two pictures of one caption could not be told apart by it.
+        On pairs of distinct captions: two pictures of one caption could not be told apart by it. Figures of pairs that
+        are trained on begin with "training_".
         """
         records, pixels = self.held_out or (self.records, self.pixels)
-        prefix = "held_out_" if self.held_out else ""
-        items = _evenly_distinct([record.captions[0] for record in records], RETRIEVED_AMONG)
+        prefix = "held_out_" if self.held_out else "" if self.validation else "training_"
+        among = self.validation if self.validation and not self.held_out else range(len(records))
+        items = _evenly_distinct(records, among, RETRIEVED_AMONG)
         scores = self._scores(network, records, pixels, items)
         diagonal = torch.arange(len(items))
         right = [float((scores.argmax(dim=dim) == diagonal).float().mean()) for dim in (1, 0)]
@@ -115,7 +124,7 @@ class CLIPObjective:
 
     def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
         """For eight pictures, the best of 64 captions beside the true one; and the retrieval accuracy."""
-        items = _evenly_distinct([record.captions[0] for record in self.records], RETRIEVED_AMONG)
+        items = _evenly_distinct(self.records, range(len(self.records)), RETRIEVED_AMONG)
         best: list[int] = self._scores(network, self.records, self.pixels, items).argmax(dim=1).tolist()
         right = sum(k == found for k, found in enumerate(best)) / len(best)
         captions = [self.records[i].captions[0] for i in items]
@@ -149,11 +158,11 @@ def clip_normalize(pixels: Tensor) -> Tensor:
     return ((pixels + 1) / 2 - mean) / std
 
 
-def _evenly_distinct(captions: list[str], count: int) -> list[int]:
-    """At most `count` items of distinct captions, spread evenly over the set."""
+def _evenly_distinct(records: Sequence[Record], among: Sequence[int], count: int) -> list[int]:
+    """At most `count` of these items, of distinct first captions, spread evenly."""
     first: dict[str, int] = {}
-    for item, caption in enumerate(captions):
-        first.setdefault(caption, item)
+    for item in among:
+        first.setdefault(records[item].captions[0], item)
     items = list(first.values())
     count = min(count, len(items))
     return [items[k * len(items) // count] for k in range(count)]

@@ -489,7 +489,7 @@ class _Run:
 
     @contextmanager
     def averaged_network(self) -> Generator[nn.Module]:
-        """The bare network with the averaged weights, as it is used after training.
+        """The bare network with the averaged weights, as it is used after training, in training's precision.
 
         The first process uses it alone. Of a sharded network all processes make the same use: FSDP takes note in each
         of the order in which blocks run, and orders its collectives by it.
@@ -497,7 +497,9 @@ class _Run:
         network = self.bare_network
         network.eval()
         gathered = unsharded(network) if self.sharded else nullcontext()
-        with self.alone(), averaged_weights(network, self.ema), gathered, torch.inference_mode():
+        # accelerate turns autocast on in the network's own forward, but not in that of its parts.
+        precision = self.accelerator.autocast()
+        with self.alone(), averaged_weights(network, self.ema), gathered, torch.inference_mode(), precision:
             yield network
         network.train()
 

@@ -150,8 +150,10 @@ def charts_of(story: Story) -> list[Chart]:
 
 def _measured(name: str) -> tuple[str, str]:
     """What a validation's figure measures, by the name it has in training, and on which pictures."""
-    own = name.removeprefix("held_out_")
-    return own.removeprefix("validation_").removeprefix("val_"), "validation" if own == name else "held out"
+    for prefix, pictures in (("held_out_", "held out"), ("training_", "training pictures")):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix), pictures
+    return name.removeprefix("validation_").removeprefix("val_"), "validation"
 
 
 # The head of the page

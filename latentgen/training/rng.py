@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +62,17 @@ class SampleOrder:
             self._permutation = torch.randperm(self._items, generator=generator).tolist()
             self._epoch = epoch
         return Draw(self._seed, index, self._permutation[position])
+
+
+class OrderAmong:
+    """Another order's, of some items of the data set: its k-th item is `items[k]`."""
+
+    def __init__(self, order: Order, items: Sequence[int]) -> None:
+        self._order, self._items = order, items
+
+    def draw(self, index: int) -> Draw:
+        draw = self._order.draw(index)
+        return replace(draw, item=self._items[draw.item])
 
 
 class BucketOrder:

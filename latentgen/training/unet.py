@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +26,12 @@ from latentgen.models.unet import UNet
 from latentgen.models.vae import AutoencoderKL
 from latentgen.samplers.registry import get_sampler
 from latentgen.training.caches import Contexts, LatentCache
-from latentgen.training.rng import Draw, Order, sample_order
+from latentgen.training.rng import Draw, Order, OrderAmong, sample_order
+from latentgen.training.set_aside import others
 from latentgen.training.unet_validation import fixed_noise, fixed_timesteps, summarise
 
+SAMPLES_AT_A_TIME = 2
+"""Prompts of a sheet that are drawn together: with guidance four passes in a batch, without gradients."""
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The U-Net as the loss calls it: noisy latents, timesteps and contexts to the prediction."""
 TimestepSampling = Literal["uniform", "logit-normal"]
@@ -103,16 +106,15 @@ class UNetObjective:
         self.config, self.plan, self.identity = config, plan, identity
         self.schedule = NoiseSchedule.from_config(diffusion)
         self.validation = tuple(validation)
-        self._trained = sorted(set(range(len(records))) - set(validation))
+        self._trained = others(len(records), validation)
 
     @property
     def network(self) -> UNet:
         return self._network
 
     def order(self, seed: int, samples_per_step: int) -> Order:
-        """Of the items that are trained on; a draw's `item` counts these."""
-        shapes = self.latents.shapes
-        return sample_order([shapes[item] for item in self._trained], seed, samples_per_step)
+        shapes = [self.latents.shapes[item] for item in self._trained]
+        return OrderAmong(sample_order(shapes, seed, samples_per_step), self._trained)
 
     def describe(self) -> Mapping[str, Any]:
         settings = asdict(self.config)
@@ -134,17 +136,12 @@ class UNetObjective:
         eps: list[Tensor] = []
         contexts: list[Tensor] = []
         for draw in draws:
-            item = self.item(draw)
-            mean = self.latents.mean(item)
+            mean = self.latents.mean(draw.item)
             latents.append(self.space.normalize(mean))
             eps.append(self._noise(draw, mean.shape))
-            contexts.append(self.contexts.context(self._caption(draw, item)))
+            contexts.append(self.contexts.context(self._caption(draw)))
         t = torch.tensor([self.timestep(draw) for draw in draws])
         return UNetBatch(torch.stack(latents), torch.stack(eps), t, torch.stack(contexts))
-
-    def item(self, draw: Draw) -> int:
-        """The picture of a sample, by its number in the data set."""
-        return self._trained[draw.item]
 
     def timestep(self, draw: Draw) -> int:
         """t of one sample. Consecutive samples step through (0, 1) by the golden ratio, so that every batch covers it
@@ -194,23 +191,29 @@ class UNetObjective:
         columns, defaults = self.plan.columns, self.plan.defaults
         rows = -(-len(self.plan.prompts) // columns)
         sheet = Image.new("RGB", (columns * defaults.width_px, rows * defaults.height_px))
-        for k, z in enumerate(self._draw(network, self.plan)):
+        for k, z in enumerate(self._drawn(network, self.plan)):
             row, column = divmod(k, columns)
             tile = Image.fromarray(to_pixels(self.plan.vae.decode(z[None])[0]))
             sheet.paste(tile, (column * defaults.width_px, row * defaults.height_px))
         sheet.save(folder / f"step_{step:08d}.png")
         (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in self.plan.prompts), encoding="utf-8")
 
-    def _draw(self, network: UNet, plan: SamplePlan) -> Tensor:
-        """Raw z (B, C, h, w) for the plan's prompts, on the network's device."""
+    def _drawn(self, network: UNet, plan: SamplePlan) -> Iterator[Tensor]:
+        """Raw z (C, h, w) of one of the plan's prompts after another, on the network's device."""
+        for first in range(0, len(plan.prompts), SAMPLES_AT_A_TIME):
+            yield from self._draw(network, plan, range(len(plan.prompts))[first : first + SAMPLES_AT_A_TIME])
+
+    def _draw(self, network: UNet, plan: SamplePlan, chosen: range) -> Tensor:
+        """Raw z (B, C, h, w) of some prompts, by their numbers, which are their seeds."""
         device, defaults = next(network.parameters()).device, plan.defaults
-        cond, uncond = (plan.text_encoder(plan.tokenizer.encode(texts).to(device)) for texts in (plan.prompts, ("",)))
+        prompts = [plan.prompts[k] for k in chosen]
+        cond, uncond = (plan.text_encoder(plan.tokenizer.encode(texts).to(device)) for texts in (prompts, ("",)))
         denoise = GuidedDenoiser(
             network, self.schedule, self.diffusion.prediction_type, cond, uncond, defaults.guidance
         )
         sigmas = self.schedule.inference_sigmas(defaults.steps, defaults.schedule)
         shape = self.space.shape(defaults.height_px, defaults.width_px)
-        source = NoiseSource(range(len(plan.prompts)))
+        source = NoiseSource(chosen)
         start = starting_point(source.draw(shape), float(sigmas[0])).to(device)
         sampler = get_sampler(defaults.sampler)
         latents = sampler(denoise, start, sigmas, noise=lambda: source.draw(shape).to(device))
@@ -224,10 +227,10 @@ class UNetObjective:
             eps = eps + self.config.noise_offset * offsets
         return eps
 
-    def _caption(self, draw: Draw, item: int) -> str:
+    def _caption(self, draw: Draw) -> str:
         generator = draw.generator("caption")
         dropped, which = torch.rand(2, generator=generator).tolist()
         if dropped < self.config.caption_dropout:
             return ""
-        captions = self.records[item].captions
+        captions = self.records[draw.item].captions
         return captions[int(which * len(captions))]

@@ -16,19 +16,6 @@ from latentgen.training.rng import generator_for
 TIMESTEPS_A_PICTURE = 8
 """Two in each quarter of the schedule."""
 QUARTERS = 4
-MAX_PICTURES = 64
-ONE_IN = 100
-
-
-def pictures_to_set_aside(pictures: int) -> int:
-    """How many of a set are kept from training if nobody says: one in a hundred, 64 at most."""
-    return min(MAX_PICTURES, pictures // ONE_IN)
-
-
-def set_aside(pictures: int, count: int) -> tuple[int, ...]:
-    """`count` item numbers spread evenly over the data set, which may be sorted by what is on the pictures."""
-    assert 0 <= count < pictures, f"{count} of {pictures} pictures leave none to train on"
-    return tuple((2 * i + 1) * pictures // (2 * count) for i in range(count))
 
 
 def fixed_timesteps(picture: int, num_timesteps: int) -> Tensor:

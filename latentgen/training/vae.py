@@ -20,7 +20,8 @@ from latentgen.models.vae import LOGVAR_RANGE, AutoencoderKL
 from latentgen.training.caches import LatentCache
 from latentgen.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from latentgen.training.perceptual import LPIPS
-from latentgen.training.rng import Draw, Order, sample_order
+from latentgen.training.rng import Draw, Order, OrderAmong, SampleOrder
+from latentgen.training.set_aside import others
 from latentgen.training.sizes import check_crop_fits, check_vae_settings
 from latentgen.training.vae_settings import VAELossWeights
 
@@ -145,12 +146,14 @@ class VAEObjective:
         perceptual_identity: str = "none",
         discriminator: PatchDiscriminator | None = None,
         held_out: Pictures | None = None,
+        validation: Sequence[int] = (),
         latents: LatentCache | None = None,
     ) -> None:
         """perceptual: the frozen distance of two batches of pictures, and what tells it from others.
 
         discriminator: a fresh one where `weights.adversarial` asks for it, else None.
-        held_out: pictures that are only looked at by `validate`; None: it looks at the last of the set.
+        held_out: pictures beside the set, for `validate`. validation: without them, items of the set that are not
+        trained on, for the same. With neither, it looks at pictures that are trained on.
         latents: what the encoder says of every picture, where it is kept as it is and all crops are whole pictures;
         they are then not mirrored.
         Raises ConfigError as `check_vae_settings` and `check_crop_fits` do.
@@ -167,7 +170,8 @@ class VAEObjective:
         assert (discriminator is not None) == (weights.adversarial > 0), "a weight for a discriminator, or neither"
         self.config, self.pixels, self.data_fingerprint = config, pixels, data_fingerprint
         self.crop_px, self.side_px, self.weights = crop_px, side_px, weights
-        self.perceptual, self.perceptual_identity, self.held_out = perceptual, perceptual_identity, held_out
+        self.perceptual, self.perceptual_identity = perceptual, perceptual_identity
+        self.held_out, self.validation = held_out, tuple(validation)
         assert latents is None or decoder_only, "an encoder that learns is asked anew"
         self.latents, self.flip = latents, flip and latents is None
         self._network = VAENetwork(config, decoder_only=decoder_only, discriminator=discriminator)
@@ -181,7 +185,8 @@ class VAEObjective:
         return len(self.pixels)
 
     def order(self, seed: int, samples_per_step: int) -> Order:
-        return self.pixels.follow(sample_order(self.pixels.shapes, seed, samples_per_step))
+        trained = others(len(self.pixels), self.validation)
+        return self.pixels.follow(OrderAmong(SampleOrder(len(trained), seed), trained))
 
     def describe(self) -> Mapping[str, Any]:
         discriminator = self._network.discriminator
@@ -198,6 +203,7 @@ class VAEObjective:
             "flip": self.flip,
             "cached_latents": None if self.latents is None else self.latents.identity,
             "data": self.data_fingerprint,
+            "validation_pictures": len(self.validation),
         }
 
     def batch(self, draws: Sequence[Draw]) -> VAEBatch:
@@ -288,10 +294,15 @@ class VAEObjective:
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def validate(self, network: nn.Module) -> Mapping[str, float]:
-        """PSNR and SSIM of whole pictures, through the posterior's mean: held-out ones, or the last of the set."""
+        """PSNR and SSIM of whole pictures, through the posterior's mean.
+
+        Of those held out or set aside; figures of the last that are trained on begin with "training_".
+        """
         assert isinstance(network, VAENetwork), "the loop hands back the network it was given"
-        pixels, prefix = (self.pixels, "") if self.held_out is None else (self.held_out, "held_out_")
-        items = range(max(0, len(pixels) - VALIDATION_PICTURES), len(pixels))
+        pixels = self.pixels if self.held_out is None else self.held_out
+        prefix = "held_out_" if self.held_out is not None else "" if self.validation else "training_"
+        aside = self.validation if self.held_out is None else ()
+        items = aside or range(max(0, len(pixels) - VALIDATION_PICTURES), len(pixels))
         pairs = [(pixels.batch([item])[0], reconstruct(network.vae, pixels, item)) for item in items]
         return {
             f"{prefix}psnr_db": round(sum(psnr_db(*pair) for pair in pairs) / len(pairs), 3),

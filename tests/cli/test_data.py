@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,33 @@ def test_check_with_skip_bad_writes_what_is_left_out(cli: Cli, spoiled: Path) ->
     assert (refused.code, refused.err) == (1, "error: cannot write no/where.jsonl: No such file or directory\n")
 
 
+def test_pictures_that_are_no_part_of_the_set_are_told_of(cli: Cli, data: Path) -> None:
+    """In folders inside, beside a list that does not name them, beside shards: training would pass over them."""
+    inside = data / "10_cat"
+    inside.mkdir()
+    for name in ("a.png", "a.txt", "b.png", "b.txt"):
+        shutil.copy(data / f"001{Path(name).suffix}", inside / name)
+    told = "2 pictures are not read, such as 10_cat/a.png: folders inside are not looked into; "
+    told += "name one of them, or list the pictures in a metadata.jsonl"
+    for command in ("check", "stats"):
+        outcome = cli("data", command, "data", "--json")
+        assert (outcome.code, outcome.err) == (0, f"warning: data: {told}\n")
+    assert json.loads(cli("data", "check", "data", "--json").out)["not read"] == 2
+    assert f"warning: data: {told}\n" in cli(*TRAIN, "--quiet").err
+    (data / "outer").mkdir()
+    inside.rename(data / "outer" / "10_cat")
+    empty = f"outer holds no pictures with captions to train on ({told})"
+    assert_refused(cli("data", "check", "data/outer"), f"data/{empty}")
+    (data / "metadata.jsonl").write_text('{"file_name": "001.png", "text": "one"}\n')
+    unnamed = "13 pictures are not read, such as 000.png: metadata.jsonl does not name them"
+    assert cli("data", "check", "data").err == f"warning: data: {unnamed}\n"
+    with tarfile.open(data / "0.tar", "w") as shard:
+        for suffix in (".png", ".txt"):
+            shard.add(data / f"001{suffix}", f"001{suffix}")
+    beside = "14 pictures are not read, such as 000.png: where there are tar shards they alone are"
+    assert cli("data", "check", "data").err == f"warning: data: {beside}\n"
+
+
 @pytest.mark.parametrize("command", ["check", "stats"])
 def test_no_data(command: str, cli: Cli, tmp_path: Path) -> None:
     assert_refused(cli("data", command, "nowhere"), "no data folder at nowhere", code=3)
@@ -158,6 +187,21 @@ def test_a_resume_names_what_has_changed(cli: Cli, data: Path) -> None:
     for path in data.iterdir():
         path.touch()
     assert cli(*again).code == 0
+
+
+def test_a_refused_resume_leaves_what_the_run_knows_of_its_data(cli: Cli, data: Path) -> None:
+    assert cli(*TRAIN).code == 0
+    kept = snapshot(data.parent / "run")
+    picture = (data / "004.png").read_bytes()
+    (data / "004.png").write_bytes((data / "005.png").read_bytes())
+    again = (*TRAIN, "--max-steps", "2", "--resume", "latest")
+    assert "settings differ: lr" in cli(*again, "--override", "data", "--override", "pixels", "--lr", "0.5").err
+    changed = snapshot(data.parent / "run")
+    assert {name: changed[name] for name in kept if "report" not in str(name)} == {
+        name: each for name, each in kept.items() if "report" not in str(name)
+    }
+    (data / "004.png").write_bytes(picture)
+    assert cli(*again).code == 0, "the data is what it was"
 
 
 def test_aspect_buckets_keep_the_shape(cli: Cli, data: Path) -> None:

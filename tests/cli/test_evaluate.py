@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Cli, snapshot
+from tests.training.tiny_runs import write_pictures
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = ("--per-category", "1", "--steps", "1", "--renders", "1", "--series", "2", "--quiet")
@@ -189,3 +190,16 @@ def test_an_autoencoder_is_measured(cli: Cli, tiny_model: Path, tmp_path: Path) 
     wrong = cli("evaluate", "vae", "-m", tiny_model, "--data", folder, "--size", "60")
     assert wrong.code == 2
     assert "does not fit this autoencoder" in wrong.err
+
+
+def test_an_autoencoder_is_measured_on_pictures_without_captions(cli: Cli, tiny_model: Path) -> None:
+    folder = write_pictures(Path("photos"), 2, side_px=32)
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    command = ("evaluate", "vae", "-m", tiny_model, "--data", folder, "--size", "32")
+    assert json.loads(cli(*command, "--json").out)["pictures"] == 2
+    (folder / "a.gif").write_bytes(b"GIF89a")
+    refused = cli(*command)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "1 of 3 pictures in photos cannot be used: a.gif" in refused.err
+    assert refused.err.endswith("(mend or remove them)\n"), "there is no --skip-bad here"

@@ -143,7 +143,20 @@ def test_training_writes_what_it_saw_and_export_takes_it_along(cli: Cli, knowing
     assert written == {"captions": 4, "words": {"fox": 3, "red": 2, "foxes": 1, "sea": 1}}
     assert cli("export", "--unet", "run/model", *parts, "--out", "model").code == 0
     assert json.loads(Path("model", VOCABULARY).read_text()) == written
-    assert cli("export", "--unet", "run/model", *parts, "--out", "model").code == 0, "it replaces what it wrote"
+    assert cli("export", "--unet", "run/model", *parts, "--out", "model", "--overwrite").code == 0
+
+
+def test_what_is_cut_off_a_long_caption_is_told_and_was_not_seen(cli: Cli, tiny_model: Path) -> None:
+    pictures = write_pictures(Path("data"), 4, side_px=32)
+    texts = sorted(pictures.glob("*.txt"))
+    for path in texts:
+        path.write_text("a red fox")
+    texts[0].write_text(f"{'red ' * 80} zeppelin")
+    parts = ("--vae", tiny_model, "--text-encoder", tiny_model)
+    loud = [option for option in QUICK if option != "--quiet"]
+    outcome = cli("train-unet", "--data", pictures, *parts, "--out", "run", "--validation-pictures", "0", *loud)
+    assert "1 of 2 distinct captions are longer than 75 tokens: what comes after them is not learnt" in outcome.err
+    assert json.loads(Path("run/model", VOCABULARY).read_text())["words"] == {"red": 4, "fox": 3}
 
 
 def test_what_was_seen_before_counts_too_if_it_is_known(cli: Cli, knowing: Path, tiny_model: Path) -> None:

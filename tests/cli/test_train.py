@@ -57,7 +57,7 @@ def test_from_pictures_to_a_model_that_draws(cli: Cli, pictures: Path, tmp_path:
 
     vae = cli("train-vae", *data, "--out", "vae", "--resolution", "16", "--crop", "16", *QUICK)
     assert (vae.code, vae.out) == (0, "vae/model\n"), vae.err
-    assert "2 steps, 4 samples, psnr_db" in vae.err
+    assert "2 steps, 4 samples, training_psnr_db" in vae.err
     assert (tmp_path / "vae/samples/step_00000002.png").exists()
     assert load_vae(Path("vae/model")).config.scaling_factor == 1.0
 
@@ -360,6 +360,38 @@ def test_export_of_parts_that_do_not_fit(cli: Cli, tiny_model: Path) -> None:
     Path("taken").mkdir()
     Path("taken/letter.txt").write_text("dear")
     assert_refused(cli("export", *parts, "--out", "taken"), "taken holds letter.txt")
+
+
+def test_parts_are_found_by_a_models_name(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `generate --model` finds it; a path that is there goes first."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    home = tmp_path / "data" / "latentgen" / "models"
+    home.mkdir(parents=True)
+    (home / "mine").symlink_to(tiny_model)
+    exported = cli("export", "--unet", "mine", "--vae", "mine", "--text-encoder", "mine", "--out", "model")
+    assert exported.code == 0, exported.err
+    shown = cli("train-unet", "--data", "data", "--out", "run", "--max-steps", "1", "--init", "mine", "--dry-run")
+    parts = json.loads(shown.out)
+    assert [parts[key] for key in ("init", "vae", "text_encoder")] == [str(home / "mine")] * 3
+    Path("mine").mkdir()
+    assert_refused(cli("export", "--unet", "mine", "--vae", "mine", "--text-encoder", "mine", "--out", "b"), "mine", 3)
+
+
+def test_export_replaces_a_model_only_if_told_to_and_never_a_file_of_the_users(cli: Cli, tiny_model: Path) -> None:
+    parts = ("--unet", tiny_model, "--vae", tiny_model, "--text-encoder", tiny_model, "--out", "model")
+    assert cli("export", *parts).code == 0
+    before = Path("model/model_index.json").read_bytes()
+    assert_refused(cli("export", *parts, "--steps", "3"), "model exists (--overwrite replaces it)")
+    assert Path("model/model_index.json").read_bytes() == before
+    assert cli("export", *parts, "--steps", "3", "--overwrite").code == 0
+    assert Path("model/model_index.json").read_bytes() != before
+    Path("model/unet/NOTES.md").write_text("mine")
+    assert_refused(
+        cli("export", *parts, "--overwrite"), "model holds unet/NOTES.md and is no model that latentgen wrote"
+    )
+    assert Path("model/unet/NOTES.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", MINIMAL)

@@ -51,7 +51,7 @@ def test_both_towers_are_left_and_gone_on_from(cli: Cli, tmp_path: Path, monkeyp
         torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-9)
     assert read_image_tower(Path("second/model")).side_px == 32
     log = [json.loads(line) for line in Path("second/log.jsonl").read_text().splitlines()]
-    assert "retrieval_top1_of_12" in log[-1]
+    assert "training_retrieval_top1_of_12" in log[-1]
 
     # A text encoder alone: with an image tower of the asked-for size.
     (tmp_path / "first/model/clip/model.safetensors").unlink()
@@ -79,6 +79,7 @@ def test_both_towers_are_left_and_gone_on_from(cli: Cli, tmp_path: Path, monkeyp
         (("--text-layers", "0"), "'--text-layers'"),
         (("--text-width", "30", "--text-heads", "4"), "width 30 does not split over 4 heads"),
         (("--resolution", "100"), "--resolution 100: sides are multiples of 16"),
+        (("--aspect-buckets",), "--aspect-buckets: the image tower sees squares only (leave it out)"),
         (("--weight-decay", "inf"), "--weight-decay inf must be a number"),
     ],
 )

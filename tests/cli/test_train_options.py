@@ -119,3 +119,22 @@ def test_every_option_stands_in_a_panel(command: str, cli: Cli) -> None:
     )
     first = page.split("╭─ Options")[1].split("╰")[0]
     assert [word for word in first.split() if word.startswith("--")] == ["--help"]
+
+
+def test_precision_is_what_accelerate_was_configured_with_unless_it_is_given(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` hands its config file's `mixed_precision` on in this variable."""
+    command = ("train-vae", *MINIMAL["train-vae"], "--dry-run")
+
+    def precision(*more: str) -> str:
+        return json.loads(cli(*command, *more).out)["mixed_precision"]
+
+    assert precision() == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert precision() == "bf16"
+    assert precision("--mixed-precision", "no") == "no"
+    Path("run.toml").write_text('mixed-precision = "fp16"\n')
+    assert precision("--config", "run.toml") == "fp16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    assert_refused(cli(*command), "ACCELERATE_MIXED_PRECISION fp8 is not one of no, bf16, fp16")

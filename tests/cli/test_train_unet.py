@@ -193,7 +193,7 @@ def test_validation_in_a_run(cli: Cli, tiny_model: Path, pictures: Path) -> None
     )
     outcome = cli(*common, "--out", "run", "--validation-pictures", "2")
     assert outcome.code == 0, outcome.err
-    assert "2 of 12 pictures are set aside to measure val_loss" in outcome.err
+    assert "2 of 12 pictures are set aside to measure the run on" in outcome.err
     events = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     validations = [event for event in events if event.get("validation")]
     assert [event["step"] for event in validations] == [1, 2]

@@ -60,9 +60,10 @@ def test_the_decoder_of_a_published_vae(cli: Cli, tmp_path: Path) -> None:
     published.save_pretrained(tmp_path / "sd" / "vae")
     trained = cli(
         *MINIMAL, "--init", "sd", "--decoder-only", *QUICK, "--lr", "1e-3", "--disc-weight", "0.5", "--disc-start", "1",
-        "--disc-width", "16",
+        "--disc-width", "16", "--validation-pictures", "2",
     )  # fmt: skip
     assert (trained.code, trained.out) == (0, "run/model\n"), trained.err
+    assert "pictures are set aside to measure the run on" in trained.err
     assert "perceptual loss: none: no LPIPS weights in" in trained.err
 
     back, report = Published.from_pretrained(tmp_path / "run/model/vae", output_loading_info=True)

@@ -78,7 +78,16 @@ def test_retrieval_counts_right_pairs(tiny_data: TinyData, monkeypatch: pytest.M
         monkeypatch.setattr(objective, "_scores", lambda *arguments, scores=scores: scores)
         figures = objective.validate(objective.network)
         among = f"retrieval_top1_of_{len(scores)}"
-        assert figures == {among: by_picture, f"picture_{among}": by_caption}
+        assert figures == {f"training_{among}": by_picture, f"training_picture_{among}": by_caption}
+
+
+def test_pairs_set_aside_are_not_trained_on_but_ranked(tiny_data: TinyData) -> None:
+    objective = tiny_data.clip()
+    objective.validation = (2, 5, 7)
+    order = objective.order(0, 4)
+    assert {order.draw(k).item for k in range(40)} == set(range(10)) - {2, 5, 7}
+    figures = objective.validate(objective.network.eval())
+    assert set(figures) == {"retrieval_top1_of_3", "picture_retrieval_top1_of_3"}
 
 
 def test_retrieval_is_of_the_held_out_pairs(tiny_data: TinyData, tmp_path: Path) -> None:

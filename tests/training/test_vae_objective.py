@@ -332,6 +332,9 @@ def test_crops_of_pictures_of_several_shapes(tiny_data: TinyData, tmp_path: Path
         assert len(found)
         corners |= {(draw.item % 2, int(top), int(left)) for top, left in found}
     assert {(1, 4, 12), (0, 12, 4), (1, 0, 0), (0, 0, 0)} <= corners
+    order = objective.order(0, 5)
+    assert sorted(order.draw(k).item for k in range(10)) == list(range(10)), "an epoch is all of them, once"
+    assert len({order.draw(k).item % 2 for k in range(5)}) == 2, "both shapes in one step"
     with pytest.raises(ConfigError, match="--crop 16 is larger than the shortest side of the pictures, 12 px"):
         objective_on(pixels, VAELossWeights(), crop_px=16)
     objective.write_samples(objective.network.eval(), tmp_path, 3)
@@ -348,19 +351,33 @@ def test_measured_scaling_is_that_of_all_latents(tiny_data: TinyData) -> None:
 
 
 def test_validation_is_of_whole_pictures(tiny_data: TinyData, tmp_path: Path) -> None:
-    """Of the last sixteen, or of those held out, through the posterior's mean."""
+    """Of those held out, else those set aside, else the last that are trained on; the posterior's mean, decoded."""
     objective = objective_on(tiny_data.pixels, VAELossWeights())
     network = objective.network.eval()
     few = PixelCache(tiny_data.records[:3], SIDE_PX, tmp_path, lambda text: None)
-    for pixels, held_out, prefix in ((tiny_data.pixels, None, ""), (few, few, "held_out_")):
-        objective.held_out = held_out
+    whole, three = range(len(tiny_data.pixels)), range(3)
+    for pixels, held_out, aside, items, prefix in (
+        (tiny_data.pixels, None, (), whole, "training_"),
+        (tiny_data.pixels, None, (2, 7), (2, 7), ""),
+        (few, few, (), three, "held_out_"),
+    ):
+        objective.held_out, objective.validation = held_out, aside
         figures = objective.validate(network)
-        pairs = [(pixels.batch([i])[0], reconstruct(network.vae, pixels, i)) for i in range(len(pixels))]
+        pairs = [(pixels.batch([i])[0], reconstruct(network.vae, pixels, i)) for i in items]
         expected = {
             f"{prefix}psnr_db": sum(psnr_db(*pair) for pair in pairs) / len(pairs),
             f"{prefix}ssim": sum(ssim(*pair) for pair in pairs) / len(pairs),
         }
         assert figures == pytest.approx(expected, abs=1e-3)
+
+
+def test_pictures_set_aside_are_not_trained_on(tiny_data: TinyData) -> None:
+    objective = objective_on(tiny_data.pixels, VAELossWeights())
+    objective.validation = (2, 7)
+    order = objective.order(0, 4)
+    seen = {order.draw(k).item for k in range(40)}
+    assert seen == set(range(10)) - {2, 7}
+    assert sorted(order.draw(k).item for k in range(8)) == sorted(seen), "each once an epoch"
 
 
 def objective_on(

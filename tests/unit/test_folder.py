@@ -394,9 +394,8 @@ def test_fingerprint_tells_models_apart(folder: Path, bundle: ModelBundle) -> No
 
 
 def test_saving_over_an_older_model_replaces_it(folder: Path, bundle: ModelBundle) -> None:
-    (folder / "unet" / "stale.txt").write_text("x")
+    (folder / "unet" / "config.json").write_text("of another U-Net")
     save_model(bundle, folder)
-    assert not (folder / "unet" / "stale.txt").exists()
     assert load_model(folder).config == bundle.config
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
@@ -415,6 +414,7 @@ OTHERS: dict[str, tuple[list[str], str]] = {
     "run": (["config.json", "log.jsonl", "step_00000100/state.pt"], "holds config.json and is no model"),
     "half": (["unet/config.json", "vae/config.json"], "holds unet and is no model"),
     "with-notes": (["model_index.json", "README.md", "unet/config.json"], "holds README.md and is no model"),
+    "with-notes-inside": (["model_index.json", "unet/config.json", "unet/notes.md"], "holds unet/notes.md and is no"),
 }
 """Folders that are not ours to delete: their files, and what is said of them."""
 

@@ -144,11 +144,11 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path) -> None:
 
 
 def test_held_out_figures_stand_with_those_they_measure(tmp_path: Path) -> None:
-    checked = {"psnr_db": 20.0, "held_out_psnr_db": 18.0, "held_out_ssim": 0.5}
+    checked = {"psnr_db": 20.0, "held_out_psnr_db": 18.0, "training_psnr_db": 21.0, "held_out_ssim": 0.5}
     lines = [{"start": True, "step": 0}, line(1, 0.5), {"step": 1, "images_seen": 4, "validation": True, **checked}]
     folder = write_run(tmp_path, lines)
     named = {chart.title: [series.name for series in chart.series] for chart in charts_of(read_story(folder))}
-    assert named["PSNR, dB"] == ["validation", "held out"]
+    assert named["PSNR, dB"] == ["validation", "held out", "training pictures"]
     assert named["SSIM"] == ["held out"]
     assert "<dt>Held out PSNR, dB</dt>" in render(read_story(folder))
 
