@@ -190,9 +190,9 @@ def write_text_encoder(config: TextEncoderConfig, dtype: str) -> dict[str, Any]:
 def read_scheduler(path: Path, content: Content = None) -> DiffusionConfig:
     """The forward process in `scheduler/scheduler_config.json`; which sampler it names is no part of the model."""
     file = ConfigFile(path, content)
-    kind = file.choice("_class_name", tuple(_DEFAULT_SPACING))
+    kind = file.choice("_class_name", tuple(DEFAULT_SPACING))
     file.must_be(_SCHEDULER_FIXED)
-    spacing: TimestepSpacing = file.choice("timestep_spacing", get_args(TimestepSpacing), _DEFAULT_SPACING[kind])
+    spacing: TimestepSpacing = file.choice("timestep_spacing", get_args(TimestepSpacing), DEFAULT_SPACING[kind])
     offset = file.integer("steps_offset", 0, minimum=0)
     if file.get("variance_type", "") in ("learned", "learned_range"):
         raise file.wrong("variance_type", "networks that predict a variance are not supported")
@@ -338,12 +338,19 @@ _TEXT_IRRELEVANT: Final = frozenset(
         "tie_word_embeddings", "top_k", "top_p", "typical_p",
     }
 )  # fmt: skip
-_DEFAULT_SPACING: Final[dict[str, TimestepSpacing]] = {
+DEFAULT_SPACING: Final[dict[str, TimestepSpacing]] = {
     "DDIMScheduler": "leading",
+    "DDIMInverseScheduler": "leading",
+    "DDIMParallelScheduler": "leading",
     "DDPMScheduler": "leading",
+    "DDPMParallelScheduler": "leading",
+    "LCMScheduler": "leading",
     "PNDMScheduler": "leading",
+    "TCDScheduler": "leading",
     "DEISMultistepScheduler": "linspace",
     "DPMSolverMultistepScheduler": "linspace",
+    "DPMSolverMultistepInverseScheduler": "linspace",
+    "DPMSolverSDEScheduler": "linspace",
     "DPMSolverSinglestepScheduler": "linspace",
     "EulerAncestralDiscreteScheduler": "linspace",
     "EulerDiscreteScheduler": "linspace",
@@ -351,6 +358,7 @@ _DEFAULT_SPACING: Final[dict[str, TimestepSpacing]] = {
     "KDPM2AncestralDiscreteScheduler": "linspace",
     "KDPM2DiscreteScheduler": "linspace",
     "LMSDiscreteScheduler": "linspace",
+    "SASolverScheduler": "linspace",
     "UniPCMultistepScheduler": "linspace",
 }
 """Schedulers of Stable Diffusion folders and the timesteps each takes when its file does not say."""
@@ -363,10 +371,11 @@ _SCHEDULER_FIXED: Final[dict[str, Any]] = {
 _SCHEDULER_IRRELEVANT: Final = frozenset(
     {
         # Choices of sampler, which a request makes
-        "algorithm_type", "clip_sample", "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio",
-        "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
-        "lower_order_final", "predict_x0", "sample_max_value", "set_alpha_to_one", "sigma_max", "sigma_min",
-        "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "use_beta_sigmas",
+        "algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector",
+        "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type",
+        "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
+        "predictor_order", "sample_max_value", "set_alpha_to_one", "sigma_max", "sigma_min", "skip_prk_steps",
+        "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_scaling", "use_beta_sigmas",
         "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
     }
 )  # fmt: skip

@@ -21,6 +21,7 @@ from latentgen.checkpoints.header import Header, is_pickle, open_header
 from latentgen.checkpoints.layout import CONFIG, INDEX, read_config, weight_files
 from latentgen.checkpoints.single_layout import (
     CONFIG_KEY,
+    OPEN_CLIP_PREFIXES,
     UNET_PREFIX,
     SingleFile,
     family_of,
@@ -214,10 +215,14 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 _FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "Flux": ("double_blocks", "single_transformer_blocks"),
     "SD3": ("joint_blocks", "context_embedder", "joint_transformer_blocks"),
-    "SDXL": ("conditioner.embedders.", "add_embedding.", "label_emb.", "lora_te2_", "text_encoder_2.", "clip_g"),
+    # conditioner.embedders.0.model. alone is SD 2.x as sgm writes it.
+    "SDXL": (
+        "conditioner.embedders.0.transformer.", "conditioner.embedders.1.", "add_embedding.", "label_emb.", "lora_te2_",
+        "text_encoder_2.", "clip_g",
+    ),
     "PixArt": ("adaln_single.",),
     "Stable Cascade": ("clip_txt_pooled_mapper",),
-}
+}  # fmt: skip
 _BY_WIDTH: Final = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL"}
 
 
@@ -311,15 +316,18 @@ def _identify_pickle(path: Path) -> Identity:
             raise ModelLoadError(f"{path} is a damaged zip archive: {error}") from None
     names = [name.decode("ascii", "replace") for name in _SPELLED if name in text]
     kind = kind_of_names(names)
-    architecture = "SD 2.x" if "cond_stage_model.model." in names else "SD 1.x" if kind == "model" else None
-    if "conditioner.embedders." in names:
-        architecture = "SDXL"
+    architecture = _architecture(dict.fromkeys(names, ()))
+    if architecture is None and set(OPEN_CLIP_PREFIXES.values()) & set(names):
+        architecture = "SD 2.x"
+    elif architecture is None and kind == "model":
+        architecture = "SD 1.x"
     return Identity(path, kind, "pickle", architecture, bytes=path.stat().st_size)
 
 
 _SPELLED: Final = (
     b"model.diffusion_model.", b"first_stage_model.", b"cond_stage_model.transformer.", b"cond_stage_model.model.",
-    b"conditioner.embedders.", b"string_to_param", b"lora_unet_", b"lora_te_", b"control_model.", b"decoder.conv_in.",
+    b"conditioner.embedders.0.model.", b"conditioner.embedders.0.transformer.", b"conditioner.embedders.1.",
+    b"label_emb.", b"string_to_param", b"lora_unet_", b"lora_te_", b"control_model.", b"decoder.conv_in.",
     b"text_model.",
 )  # fmt: skip
 """Beginnings of names that tell what a pickle holds."""

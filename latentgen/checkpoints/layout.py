@@ -160,7 +160,7 @@ def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = N
     if is_current:
         raise InputError(f"{folder} is the current folder", hint="name a folder inside it")
     ours = WHOLE_MODEL | {f"{name}/{file}" for name, files in _INSIDE.items() for file in files}
-    is_ours = INDEX in found and found | inner <= ours if part is None else found == _INSIDE[part]
+    is_ours = INDEX in found and found | inner <= ours if part is None else found == set(_INSIDE[part])
     if not is_folder:
         raise InputError(f"{folder} is a file, not a folder", hint="choose another name")
     if found and not is_ours:

@@ -21,6 +21,7 @@ from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, apply_rules, flatten_co
 from latentgen.checkpoints.single_layout import (
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
+    OPEN_CLIP_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
     SingleFile,
@@ -59,7 +60,7 @@ def read_part(file: SingleFile, part: ModelPart, *, dtype: torch.dtype | None = 
     tensors = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
     if part == "vae":
         return _matrices(tensors)
-    if part == "text_encoder" and file.text_form == "open_clip":
+    if part == "text_encoder" and file.text_form in OPEN_CLIP_PREFIXES:
         return apply_rules(OPEN_CLIP_TEXT, tensors, file.path)
     return tensors
 

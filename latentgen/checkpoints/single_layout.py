@@ -41,12 +41,16 @@ UNET_PREFIX: Final = "model.diffusion_model."
 VAE_PREFIX: Final = "first_stage_model."
 CLIP_PREFIX: Final = "cond_stage_model.transformer."
 OPEN_CLIP_PREFIX: Final = "cond_stage_model.model."
+SGM_PREFIX: Final = "conditioner.embedders.0.model."
 
 CONFIG_KEY: Final = "latentgen.config"
 """Of the header's metadata: a model folder's JSON files as one object, `{"unet": {...}, "vae": {...}, ...}`."""
 
-TextForm = Literal["clip", "bare clip", "open_clip"]
-"""How the text encoder is named: transformers' names, the same without `text_model.`, or open_clip's."""
+TextForm = Literal["clip", "bare clip", "open_clip", "sgm"]
+"""How the text encoder is named: transformers' names, the same without `text_model.`, or open_clip's, under CompVis'
+prefix or where Stability's sgm puts them."""
+OPEN_CLIP_PREFIXES: Final[Mapping[TextForm, str]] = {"open_clip": OPEN_CLIP_PREFIX, "sgm": SGM_PREFIX}
+"""The forms of SD 2.x, as ComfyUI reads them (`comfy/supported_models.py`, SD20)."""
 
 _IGNORED: Final = re.compile(
     r"""
@@ -56,8 +60,10 @@ _IGNORED: Final = re.compile(
        | sqrt_recip(m1)?_alphas_cumprod | posterior_(variance | log_variance_clipped | mean_coef[12])
        | lvlb_weights | logvar | scale_factor | denoiser\.sigmas)   # the noise schedule, which the config states
     | v_pred | ztsnr                                            # marks without a value
-    | cond_stage_model\.(transformer\.|model\.)?(logit_scale | text_projection(\.weight)? | attn_mask)
-    | cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids
+    | (cond_stage_model\.(transformer\.|model\.)? | conditioner\.embedders\.0\.(model\.)?)
+      (logit_scale | text_projection(\.weight)? | attn_mask)
+    | cond_stage_model\.(model\.)?transformer\.(text_model\.)?embeddings\.position_ids   # counted positions
+    | embedding_manager\..*                                     # textual inversion's, which DreamBooth's code keeps
     """,
     re.VERBOSE,
 )
@@ -144,29 +150,32 @@ class SingleFile:
 
     def _spare_layer(self) -> list[str]:
         """OpenCLIP's last layer, which SD 2.x does not use and its original files hold."""
-        if self.text_form != "open_clip":
+        prefix = OPEN_CLIP_PREFIXES.get(self.text_form)
+        if prefix is None:
             return []
         layer = self.config.text_encoder.num_hidden_layers
-        return [OPEN_CLIP_PREFIX + name.format(layer) for name in OPEN_CLIP_TEXT if ".resblocks." in name]
+        return [prefix + name.format(layer) for name in OPEN_CLIP_TEXT if ".resblocks." in name]
 
 
 def find_text_form(names: Iterable[str]) -> TextForm:
     """How a single file names its text encoder."""
     for name in names:
-        if name.startswith(OPEN_CLIP_PREFIX):
-            return "open_clip"
+        for form, prefix in OPEN_CLIP_PREFIXES.items():
+            if name.startswith(prefix):
+                return form
         if name.startswith(f"{CLIP_PREFIX}encoder."):
             return "bare clip"
     return "clip"
 
 
 def text_encoder_names(config: TextEncoderConfig, form: TextForm) -> dict[str, str]:
-    """Our name -> the file's; of open_clip's form its own name, because there three tensors of ours are one."""
-    if form == "open_clip":
+    """Our name -> the file's; of open_clip's forms its own name, because there three tensors of ours are one."""
+    prefix = OPEN_CLIP_PREFIXES.get(form)
+    if prefix is not None:
         layers = range(config.num_hidden_layers)
         templates = [name for name, rule in OPEN_CLIP_TEXT.items() if rule.targets]
         names = {name.format(layer) for name in templates for layer in layers}
-        return {name: OPEN_CLIP_PREFIX + name for name in sorted(names)}
+        return {name: prefix + name for name in sorted(names)}
     ours = text_names(config)
     return {name: CLIP_PREFIX + (name if form == "clip" else name.removeprefix("text_model.")) for name in ours}
 
@@ -185,7 +194,7 @@ def stated_prediction_type(header: Header) -> PredictionType | None:
     if "v_pred" in shapes or "-768-v" in header.metadata.get("modelspec.architecture", ""):
         return "v_prediction"
     is_inpainting = shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight", (0, 0))[1] == 9
-    return "epsilon" if is_inpainting or find_text_form(shapes) != "open_clip" else None
+    return "epsilon" if is_inpainting or find_text_form(shapes) not in OPEN_CLIP_PREFIXES else None
 
 
 def written_metadata(config: ModelConfig, title: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from latentgen.errors import InputError
-from latentgen.images.files import open_picture
+from latentgen.images.files import find_turn, open_picture
 from latentgen.images.pixels import Pixels
 
 MASKED = 128
@@ -67,7 +67,9 @@ def check_mask(picture: NDArray[np.uint8], mask: NDArray[np.uint8], *, invert: b
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says, 8 bits a channel."""
-    image = ImageOps.exif_transpose(image)
+    turn = find_turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits a pixel: convert would cut at 255 instead of scaling
         scaled = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         image = Image.fromarray(scaled.astype(np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,27 @@ def test_a_photo_is_turned_as_its_camera_says_and_keeps_nothing_else(
         assert drawn.size == (48, 64)
         assert 0x010F not in drawn.getexif()
         assert not drawn.getexif().get_ifd(0x8825)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind"), [(0x0213, 2), (0x0213, 4), (0x011A, 2), (0x011A, 13)], ids=["text", "long", "no number", "section"]
+)
+def test_one_damaged_tag_keeps_no_photo_on_its_side(tag: int, kind: int, tmp_path: Path) -> None:
+    """A tag of another type than its own, which Pillow cannot write anew; then an orientation that says nothing."""
+    from latentgen.images.inputs import read_input
+
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A], exif[0x0213] = 6, 72.0, 1
+    data = bytearray(exif.tobytes())
+    place = data.index(struct.pack(">HH", tag, 3 if tag == 0x0213 else 5)) + 2
+    data[place : place + 2] = struct.pack(">H", kind)
+    image = Image.new("RGB", (16, 8), "red")
+    image.save(tmp_path / "photo.jpg", exif=bytes(data))
+    assert read_input(tmp_path / "photo.jpg").shape == (16, 8, 3)
+    place = data.index(struct.pack(">HH", 0x0112, 3)) + 2
+    data[place : place + 2] = struct.pack(">H", 2)
+    image.save(tmp_path / "photo.jpg", exif=bytes(data))
+    assert read_input(tmp_path / "photo.jpg").shape == (8, 16, 3)
 
 
 def test_alpha_is_white_and_sixteen_bits_are_scaled(tmp_path: Path) -> None:

@@ -7,10 +7,16 @@ up (1e-4; measured: 3e-5 in latents up to 18, 6e-6 in pixels).
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +27,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers import schedulers as diffusers_schedulers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from latentgen.checkpoints.diffusers_config import DEFAULT_SPACING, read_scheduler
 from latentgen.checkpoints.folder import ModelBundle, load_model, save_model
 from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, VAEConfig
 from latentgen.diffusion.guidance import GuidedDenoiser
@@ -228,6 +236,33 @@ def test_through_diffusers_and_back(config: ModelConfig, tmp_path: Path) -> None
         before, after = getattr(bundle, part).state_dict(), getattr(back, part).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def diffusers_scheduler(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A scheduler's class from its own module; packages that only its steps need are faked where they are missing."""
+    for package, names in {"scipy": ["stats", "integrate"], "torchsde": []}.items():
+        if find_spec(package) is None:
+            fake = ModuleType(package)
+            for inner in names:
+                setattr(fake, inner, ModuleType(f"{package}.{inner}"))
+                monkeypatch.setitem(sys.modules, f"{package}.{inner}", getattr(fake, inner))
+            monkeypatch.setitem(sys.modules, package, fake)
+    files = Path(diffusers_schedulers.__file__).parent.glob("scheduling_*.py")
+    file = next(path for path in files if f"class {name}(" in path.read_text(encoding="utf-8"))
+    return getattr(importlib.import_module(f"diffusers.schedulers.{file.stem}"), name)
+
+
+@pytest.mark.parametrize("name", DEFAULT_SPACING)
+def test_every_scheduler_that_a_folder_may_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that diffusers writes, and one written before it stated the spacing of timesteps."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.0009, "beta_end": 0.013}
+    scheduler = diffusers_scheduler(name, monkeypatch)(**betas, prediction_type="v_prediction")
+    written = json.loads(scheduler.to_json_string())
+    spacing = written.get("timestep_spacing", "linspace")  # DPMSolverSinglestep has no other
+    wanted = DiffusionConfig(**betas, prediction_type="v_prediction", timestep_spacing=spacing, steps_offset=0)
+    older = {key: value for key, value in written.items() if key != "timestep_spacing"}
+    for content in (written, older):
+        assert read_scheduler(Path("scheduler_config.json"), content) == wanted
 
 
 def test_half_precision_variant(tmp_path: Path) -> None:

@@ -178,16 +178,19 @@ def rewritten(file: Path, target: Path, change: Callable[[dict[str, Tensor]], di
     return target
 
 
+@pytest.mark.parametrize(
+    "prefix", ["cond_stage_model.model.", "conditioner.embedders.0.model."], ids=["CompVis", "sgm"]
+)
 @pytest.mark.parametrize("layers", [2, 3], ids=["without the last layer", "whole"])
 @torch.no_grad()
-def test_open_clips_own_tower(layers: int, tmp_path: Path) -> None:
+def test_open_clips_own_tower(layers: int, prefix: str, tmp_path: Path) -> None:
     """SD 2.x files hold open_clip's text tower under its own names, most with the last layer, which is not used."""
     save_model(bundle_of(SD2_LIKE), tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "ours.safetensors")
     tower = TextTransformer(vocab_size=600, width=24, heads=2, layers=layers, mlp_ratio=2.0, output_dim=16)
     randomize(tower).eval()
-    text = {f"cond_stage_model.model.{name}": tensor for name, tensor in tower.state_dict().items()}
-    text["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
+    text = {f"{prefix}{name}": tensor for name, tensor in tower.state_dict().items()}
+    text |= {f"{prefix}logit_scale": torch.tensor(4.6), f"{prefix}attn_mask": torch.zeros(77, 77)}
 
     def swap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in tensors.items() if not name.startswith("cond_stage_model.")} | text
@@ -200,6 +203,9 @@ def test_open_clips_own_tower(layers: int, tmp_path: Path) -> None:
     wanted = tower.ln_final(states[0])
     # float32 on both sides, another order of additions in attention
     torch.testing.assert_close(load_text_encoder(file)(ids), wanted, atol=1e-5, rtol=1e-5)
+    convert(file, tmp_path / "clean.safetensors")
+    states_again = load_model(tmp_path / "clean.safetensors").text_encoder(ids)
+    torch.testing.assert_close(states_again, wanted, atol=1e-5, rtol=1e-5)
 
 
 def without_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,6 +231,7 @@ def with_leftovers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         "first_stage_model.loss.discriminator.main.0.weight": torch.ones(2, 2),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
         "cond_stage_model.logit_scale": torch.tensor(4.6),
+        "embedding_manager.string_to_param_dict.*": torch.zeros(1, 24),
     }
 
 
@@ -241,6 +248,16 @@ def test_older_and_fuller_files_of_sd1(
         assert_same(getattr(opened, part).state_dict(), getattr(bundle, part).state_dict())
     convert(file, tmp_path / "clean.safetensors")
     assert_same(load_file(tmp_path / "clean.safetensors"), load_file(tmp_path / "ours.safetensors"))
+
+
+def test_counted_positions_that_scripts_leave_in_sd2(tmp_path: Path) -> None:
+    """diffusers' `convert_diffusers_to_original_stable_diffusion.py` renames all of SD 2.x's text encoder but these."""
+    bundle = bundle_of(SD2_LIKE)
+    save_model(bundle, tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "ours.safetensors")
+    left = {"cond_stage_model.model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    file = rewritten(tmp_path / "ours.safetensors", tmp_path / "other.safetensors", lambda tensors: tensors | left)
+    assert_same(load_model(file).text_encoder.state_dict(), bundle.text_encoder.state_dict())
 
 
 # Files that say nothing of themselves, as published: told by their names and by the width of the context

@@ -23,7 +23,14 @@ from latentgen.checkpoints.identify import identify
 from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, reverse_rules
 from latentgen.checkpoints.layout import read_config
 from latentgen.checkpoints.single_file import probe_prediction_type, with_prediction_type
-from latentgen.checkpoints.single_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, SingleFile
+from latentgen.checkpoints.single_layout import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    SGM_PREFIX,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    SingleFile,
+)
 from latentgen.config import ModelConfig
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError
@@ -92,6 +99,20 @@ def test_models_at_full_size(
     assert found.dtypes == {"F16": found.tensors}
     assert found.context_width == config.unet.cross_attention_dim
     assert read_config(path) == config
+
+
+def in_sgm_form(shapes: Shapes) -> Shapes:
+    return {name.replace(OPEN_CLIP_PREFIX, SGM_PREFIX): shape for name, shape in shapes.items()}
+
+
+def test_sd2_as_sgm_writes_it(tmp_path: Path) -> None:
+    """OpenCLIP under the first of sgm's embedders, which SDXL has two of."""
+    left = {f"{SGM_PREFIX}logit_scale": (), f"{SGM_PREFIX}text_projection": (1024, 1024), "denoiser.sigmas": (1000,)}
+    path = write_header(tmp_path / "model", in_sgm_form(published(SD21_BASE)) | left)
+    found = identify(path)
+    assert (found.kind, found.architecture, found.is_supported) == ("model", "SD 2.x", True)
+    assert (found.missing, found.unexpected, found.prediction_type) == ((), (), None)
+    assert read_config(path) == SD21_BASE
 
 
 def test_only_the_header_is_read(tmp_path: Path) -> None:
@@ -199,6 +220,12 @@ KINDS: dict[str, tuple[Shapes, str, str | None]] = {
          "first_stage_model.x": (1,)},
         "model", "SDXL",
     ),
+    "SDXL refiner": (
+        {f"{MODEL}input_blocks.0.0.weight": (384, 4, 3, 3), f"{MODEL}label_emb.0.0.weight": (1536, 2560),
+         f"{SGM_PREFIX}token_embedding.weight": (49408, 1280), "first_stage_model.x": (1,)},
+        "model", "SDXL",
+    ),
+    "SDXL without its first text encoder": ({"conditioner.embedders.1.model.ln_final.bias": (1280,)}, "model", "SDXL"),
     "SD3": ({f"{MODEL}joint_blocks.0.x_block.attn.qkv.weight": (3, 3), "first_stage_model.x": (1,)}, "model", "SD3"),
     "Flux": ({"double_blocks.0.img_attn.norm.key_norm.scale": (128,)}, "unet", "Flux"),
     "U-Net of diffusers": (
@@ -256,6 +283,22 @@ def test_pickles_are_never_opened(zipped: bool, tmp_path: Path) -> None:
     found = identify(tmp_path / "a.safetensors")
     assert found.format == "pickle"
     assert (found.kind, found.architecture) == (("model", "SD 2.x") if zipped else ("unknown", None))
+
+
+@pytest.mark.parametrize(
+    ("names", "architecture"),
+    [
+        (["cond_stage_model.transformer.x"], "SD 1.x"),
+        ([f"{SGM_PREFIX}x"], "SD 2.x"),
+        ([f"{SGM_PREFIX}x", f"{UNET_PREFIX}label_emb.0.0.weight"], "SDXL"),
+        (["conditioner.embedders.0.transformer.x", "conditioner.embedders.1.model.x"], "SDXL"),
+    ],
+)
+def test_pickles_by_the_names_spelled_in_them(names: list[str], architecture: str, tmp_path: Path) -> None:
+    content = {name: torch.zeros(1) for name in [f"{UNET_PREFIX}x", *names]}
+    torch.save({"state_dict": content}, tmp_path / "model.ckpt")
+    found = identify(tmp_path / "model.ckpt")
+    assert (found.kind, found.architecture) == ("model", architecture)
 
 
 @pytest.mark.parametrize(
