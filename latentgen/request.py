@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypedDict, TypeVar, cast
@@ -17,6 +18,9 @@ from latentgen.errors import InputError
 
 MAX_SEED = 2**32 - 1
 """torch's CPU generator uses the low 32 bits of a seed only, so a larger one would be another name for a smaller."""
+MAX_LONG_SEED = 2**64 - 1
+"""Of tools that draw seeds of 64 bits, as ComfyUI does: `low_bits` of one is the seed of a request."""
+RNGS = ("cpu", "nv")
 MAX_SIDE_PX = 8192
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
@@ -27,6 +31,9 @@ MAX_ADD_ONS = 32
 MAX_ADD_ON_SCALE = 100.0
 MAX_HIRES_SCALE = 8.0
 MAX_MASK_BLUR_PX = 512
+STRENGTH, HIRES_STRENGTH = 0.75, 0.5
+MASK_BLUR_PX = 4
+"""A1111's default."""
 
 P = TypeVar("P")
 
@@ -73,7 +80,7 @@ class InitPicture:
 
     sha256: str
     """Of the picture's RGB bytes as read from its file, before any resizing (`images.pixels.pixels_sha256`)."""
-    strength: float = 0.75
+    strength: float = STRENGTH
     """Share of the steps that are drawn, above 0 .. 1 (SDEdit, arXiv:2108.01073); 1 ignores the picture."""
     mask_sha256: str | None = None
     """Of the mask's (H, W) grey bytes as read from its file; white is redrawn. None redraws all of it."""
@@ -105,7 +112,7 @@ class Hires:
 
     scale: float = 2.0
     """Factor on both sides; they are then rounded to the model's grid."""
-    strength: float = 0.5
+    strength: float = HIRES_STRENGTH
     """As in `InitPicture`."""
 
     def __post_init__(self) -> None:
@@ -148,6 +155,9 @@ class GenerationRequest:
     embeddings: tuple[EmbeddingUse, ...] = ()
     init: InitPicture | None = None
     hires: Hires | None = None
+    rng: str = "cpu"
+    """One of RNGS, whose numbers the noise is made of, on every device: torch's CPU generator's, or those of an NVIDIA
+    GPU (Philox), with which A1111 draws."""
 
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
@@ -155,6 +165,8 @@ class GenerationRequest:
         if not self.prompt.strip():
             raise RequestError("prompt", "is empty", hint="say what to draw")
         _check_int("seed", self.seed, 0, MAX_SEED)
+        if self.rng not in RNGS:
+            raise RequestError("rng", f"{self.rng} is not one of {', '.join(RNGS)}")
         _check_int("width", self.width_px, 1, MAX_SIDE_PX)
         _check_int("height", self.height_px, 1, MAX_SIDE_PX)
         _check_int("steps", self.steps, 1, MAX_STEPS)
@@ -216,6 +228,7 @@ _LATER_FIELDS: dict[str, object] = {
     "embeddings": (),
     "init": None,
     "hires": None,
+    "rng": "cpu",
 }
 
 
@@ -253,7 +266,9 @@ class RequestFields(TypedDict, total=False):
     loras: tuple[LoRAUse, ...]
     embeddings: tuple[EmbeddingUse, ...]
     init: InitPicture | None
-    hires: Hires | None
+    hires: Hires | float | None
+    """A number is the scale."""
+    rng: str | None
 
 
 def complete_request(
@@ -276,7 +291,8 @@ def complete_request(
     loras: tuple[LoRAUse, ...] = (),
     embeddings: tuple[EmbeddingUse, ...] = (),
     init: InitPicture | None = None,
-    hires: Hires | None = None,
+    hires: Hires | float | None = None,
+    rng: str | None = None,
 ) -> GenerationRequest:
     """A request for one model, with what is None taken from its defaults. Raises RequestError if it cannot draw it."""
     defaults = config.defaults
@@ -298,7 +314,8 @@ def complete_request(
         loras=loras,
         embeddings=embeddings,
         init=init,
-        hires=hires,
+        hires=Hires(scale=hires) if isinstance(hires, int | float) else hires,
+        rng="cpu" if rng is None else rng,
     )
     check_fits(request, config)
     return request
@@ -319,6 +336,18 @@ def check_fits(request: GenerationRequest, config: ModelConfig) -> None:
             "steps",
             f"{request.steps} is more than the {config.diffusion.num_train_timesteps} this model was trained with",
         )
+
+
+def random_seed(count: int = 1) -> int:
+    """One that leaves room for so many pictures, each with the next seed."""
+    return secrets.randbelow(MAX_SEED - count + 2)
+
+
+def low_bits(seed: int) -> int:
+    """The low 32 bits of a seed of up to 64; one below 0 comes back as it is. Raises RequestError for a longer one."""
+    if seed > MAX_LONG_SEED:
+        raise RequestError("seed", f"{shorten(seed)} is out of range", hint=f"0 to {MAX_LONG_SEED}")
+    return seed & MAX_SEED if seed > MAX_SEED else seed
 
 
 def check_text(field: str, text: object) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,14 +76,18 @@ class LoRAFiles:
     """Of the folder, by name, as prompts asked for them."""
 
     @classmethod
-    def find(cls, texts: Sequence[str]) -> LoRAFiles:
-        """The files of `--lora`. Raises InputError for one that is given twice; ModelNotFoundError, ModelLoadError."""
-        files = cls()
+    def find(cls, texts: Sequence[str], recorded: Mapping[str, float] | None = None) -> LoRAFiles:
+        """The files of `--lora`. Raises InputError for one that is given twice; ModelNotFoundError, ModelLoadError.
+
+        recorded: scales of a picture's LoRAs by name, for those that are given without one.
+        """
+        files, recorded = cls(), {} if recorded is None else recorded
         for text in texts:
             path, scale = parse_lora(text)
             found = _look_at(_find_file(path))
             if found.use.name in files.given:
                 raise InputError(f"--lora {found.use.name} is given twice", hint="one name, one file and scale")
+            scale = recorded.get(found.use.name, scale) if path == text else scale
             files.given[found.use.name] = replace(found, use=replace(found.use, scale=scale))
         return files
 
@@ -124,13 +128,16 @@ class AddOns:
     vae: Path | None
 
     @classmethod
-    def find(cls, options: AddOnOptions, config: ModelConfig) -> AddOns:
-        """Raises ModelNotFoundError or ModelLoadError for a file that is not there or is something else."""
+    def find(cls, options: AddOnOptions, config: ModelConfig, recorded: Mapping[str, float] | None = None) -> AddOns:
+        """Raises ModelNotFoundError or ModelLoadError for a file that is not there or is something else.
+
+        recorded: as of `LoRAFiles.find`.
+        """
         from latentgen.checkpoints.other_vae import read_other_vae
 
         if options.vae is not None:
             read_other_vae(options.vae, config)
-        return cls(LoRAFiles.find(options.lora or ()), options.vae)
+        return cls(LoRAFiles.find(options.lora or (), recorded), options.vae)
 
     def with_loras(self, requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
         """Requests with their LoRAs. Raises InputError or ModelNotFoundError for a tag that stands for none."""

@@ -130,7 +130,7 @@ def _start(name: str, command: Command, arguments: list[str]) -> int | None:
     module, _, attribute = command.target.partition(":")
     target = getattr(import_module(module), attribute)
     if isinstance(target, typer.Typer):
-        family = target
+        family, arguments = target, arguments or ["--help"]
     else:
         family = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
         family.command()(target)

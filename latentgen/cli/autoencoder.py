@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from latentgen.cli.console import Console
 from latentgen.cli.model_names import resolve_model
+from latentgen.cli.output import missing_folder
 from latentgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def check_output(path: Path, *, overwrite: bool, may_create_folder: bool = False
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is a file, not a folder")
     if not folder.exists() and not may_create_folder:
-        raise InputError(f"--output: there is no folder {folder}", hint=f"mkdir -p {folder}")
+        raise missing_folder("--output", folder)
 
 
 def write_picture(path: Path, pixels: Pixels, *, overwrite: bool) -> None:

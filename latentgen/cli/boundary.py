@@ -10,9 +10,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from latentgen import __version__
 from latentgen.errors import LatentgenError, OutOfMemoryError, RuntimeFailure, is_out_of_memory
@@ -26,8 +26,10 @@ _REFUSALS = {
 }
 """How the system says that a disk is full or a file may not be used; an OSError of another kind is a bug of ours."""
 
-INTERRUPTED = 130
-TERMINATED = 143
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+_WORDS = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(BaseException):
@@ -37,17 +39,18 @@ class Terminated(BaseException):
 def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> int:
     """Run a command; its exit code. `arguments` are the command line's, to see whether they ask for --verbose."""
     limit = None if "-v" in arguments or "--verbose" in arguments else MAX_LINE
-    before = _on_sigterm(_terminate)
+    before = _handle(dict.fromkeys(_STOPS, _stop))
     try:
         code = command() or 0
         if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  None where the caller closed it
             sys.stdout.flush()
         if code == INTERRUPTED:  # typer turns KeyboardInterrupt into its exit code
-            write_line(sys.stderr, "interrupted")
+            write_line(sys.stderr, _WORDS[code])
         return code
     except (KeyboardInterrupt, Terminated) as stop:
-        write_line(sys.stderr, "interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
-        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+        code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+        write_line(sys.stderr, _WORDS[code])
+        return code
     except BrokenPipeError:
         # The reader has gone, as in `| head -1`; what Python still holds for it must not be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -63,7 +66,7 @@ def run_guarded(command: Callable[[], int | None], arguments: Sequence[str]) -> 
         write_line(sys.stderr, f"error: {one_line(message, hint, limit=limit)}")
         return code
     finally:
-        _on_sigterm(before)
+        _handle(before)
 
 
 def one_line(message: str, hint: str | None, *, limit: int | None = MAX_LINE) -> str:
@@ -135,14 +138,29 @@ def write_line(stream: TextIO | None, line: str) -> None:
         stream.flush()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _stop(number: int, frame: FrameType | None) -> None:
+    """What SIGINT and SIGTERM do: they raise, or end the process at once if a module is being imported.
+
+    An import is no place for an exception: where C++ waits for Python, as in torch's, it aborts the process, and some
+    packages catch whatever is raised while they are loaded, and go on without a part of themselves.
+    """
+    while frame is not None and frame.f_code is not run_guarded.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            write_line(sys.stderr, _WORDS[128 + number])
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _on_sigterm(handler: object) -> object:
-    """Set what SIGTERM does and give back what it did; only the main thread of a program may."""
+def _handle(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Set what signals do and give back what they did; only the main thread of a program may.
+
+    SIGINT stays as it is where it does not do what Python makes it do: a shell's background job ignores it.
+    """
     import threading
 
     if threading.current_thread() is not threading.main_thread():
-        return handler
-    return signal.signal(signal.SIGTERM, handler)  # pyright: ignore[reportArgumentType]  its own value given back
+        return {}
+    if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, _stop):
+        handlers = {number: handler for number, handler in handlers.items() if number != signal.SIGINT}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from latentgen.errors import ModelLoadError
@@ -32,5 +33,9 @@ def read_drawable(path: Path) -> ModelConfig:
         if found.kind == "unknown" or (found.kind == "model" and found.is_supported):
             raise
         flag = _FLAGS.get(found.kind)
-        hint = f"a model and {flag} {path}" if flag else "models of Stable Diffusion 1.x and 2.x can be drawn with"
+        hint = (
+            f"a model and {flag} {quote(str(path))}"
+            if flag
+            else "models of Stable Diffusion 1.x and 2.x can be drawn with"
+        )
         raise ModelLoadError(f"{path} is {found.title}, not a model to draw with", hint=hint) from None

@@ -12,6 +12,7 @@ from latentgen.cli import options
 from latentgen.cli.console import Console
 from latentgen.cli.data import Vocabulary, require_renderer
 from latentgen.cli.evaluate_options import check_vocabulary_name
+from latentgen.cli.output import missing_folder
 from latentgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def train_probe(
     if out.exists() and not overwrite:
         raise InputError(f"--out {out} exists", hint="--overwrite replaces it")
     if not out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {out.parent}", hint=f"mkdir -p {out.parent}")
+        raise missing_folder("--out", out.parent)
     name = check_vocabulary_name(vocabulary)
     if render is not None:
         require_renderer()

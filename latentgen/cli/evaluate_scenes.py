@@ -146,8 +146,10 @@ def scenes(
         console.event("scores", path=str(scores))
     else:
         print(table([each.verdict for each in judged]))
-        for key, value in neutral.items():
-            print(f"{key.replace('_', ' ')}: {value}")
+        if neutral:
+            from latentgen.evaluation.neutral import figures_table
+
+            print(figures_table(neutral))
     for path in sheets:
         console.result(path, "sheet")
 

@@ -1,15 +1,18 @@
-"""Another tool's account of a picture as a request for one of our models, as far as that goes."""
+"""Another tool's account of a picture in `generate`'s terms, as far as that goes."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from latentgen.cli.plan import Flags
+from latentgen.cli.prompt_syntax import unsupported_syntax
 from latentgen.config import ModelConfig
+from latentgen.diffusion.strength import check_passes
 from latentgen.errors import InputError
-from latentgen.request import MAX_SEED, GenerationRequest, Hires, RequestError, complete_request
+from latentgen.prompts.check import check_prompts
+from latentgen.request import GenerationRequest, Hires, RequestError, complete_request
 from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
 
 if TYPE_CHECKING:
@@ -44,37 +47,67 @@ def foreign_summary(foreign: ForeignMetadata) -> Summary:
     if foreign.model is not None:
         summary["model"] = foreign.model
     summary |= foreign.also
-    if foreign.could_not:
-        summary["not repeatable"] = list(foreign.could_not)
+    unsupported = unsupported_syntax((foreign.prompt, foreign.negative_prompt))
+    not_repeatable = [*foreign.named.missing(), *foreign.could_not, *([] if unsupported is None else [unsupported])]
+    if not_repeatable:
+        summary["not repeatable"] = not_repeatable
     return summary
 
 
-def foreign_request(foreign: ForeignMetadata, config: ModelConfig) -> tuple[GenerationRequest, list[str]]:
-    """The request, and what of the account it leaves out, each with its reason.
+def flags_of(request: GenerationRequest) -> Flags:
+    """The flags that ask for a request again, without those of its files."""
+    hires = request.hires
+    return Flags(
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        steps=request.steps,
+        guidance=request.guidance,
+        guidance_rescale=request.guidance_rescale,
+        guidance_interval=request.guidance_interval,
+        deep_cache=request.deep_cache,
+        sampler=request.sampler,
+        schedule=request.schedule,
+        eta=request.eta,
+        clip_skip=request.clip_skip,
+        rng=request.rng,
+        width_px=request.width_px,
+        height_px=request.height_px,
+        hires=None if hires is None else f"{hires.scale:.6f}",
+        hires_strength=None if hires is None else hires.strength,
+    )
 
-    A setting that this model or latentgen has not is left out and takes the model's default. Raises RequestError
-    if the prompt cannot be drawn.
+
+def foreign_flags(foreign: ForeignMetadata, config: ModelConfig) -> tuple[str, Flags, list[str]]:
+    """The prompt, the flags without those of files, and what of the account they leave out, each with its reason.
+
+    A setting that this model or latentgen has not is left out and takes the model's default. Raises InputError if the
+    prompt cannot be drawn.
     """
+    from latentgen.images.foreign import plain_embeddings
+
     remarks = list(foreign.could_not)
-    seed = foreign.settings.seed
-    if seed is None:
-        seed = secrets.randbelow(MAX_SEED + 1)
-        remarks.append(f"seed: it is not in the file; {seed} is drawn")
+    if foreign.settings.seed is None:
+        remarks.append("seed: it is not in the file; a random one is drawn")
     given: dict[str, Any] = {
         **_plain(foreign.settings),
         **_walk(foreign.settings, remarks),
         **_sides(foreign.settings, config.size_multiple_px, remarks),
-        "prompt": foreign.prompt,
-        "negative_prompt": foreign.negative_prompt,
-        # torch's CPU generator, with which these tools draw too, looks at the low 32 bits alone.
-        "seed": seed & MAX_SEED,
+        "prompt": plain_embeddings(foreign.prompt),
+        "negative_prompt": plain_embeddings(foreign.negative_prompt),
+        "seed": 0,
     }
     _second_pass(foreign.settings, given, remarks)
     while True:
         try:
-            return complete_request(config, **given), remarks
+            request = complete_request(config, **given)
+            check_passes(request, config.size_multiple_px)
+            check_prompts(request, config)
+            # What is not said stays open: a size is then that of the picture it starts from.
+            said = {"seed": foreign.settings.seed, **{name: given.get(name) for name in ("width_px", "height_px")}}
+            return request.prompt, replace(flags_of(request), **said), remarks
         except RequestError as error:
-            dropped = {"width": "width_px", "height": "height_px"}.get(error.field, error.field.replace("-", "_"))
+            fields_of = {"width": "width_px", "height": "height_px", "hires-strength": "hires"}
+            dropped = fields_of.get(error.field, error.field.replace("-", "_"))
             if dropped not in given or dropped in ("prompt", "seed"):
                 raise
             del given[dropped]
@@ -82,7 +115,7 @@ def foreign_request(foreign: ForeignMetadata, config: ModelConfig) -> tuple[Gene
 
 
 def _plain(settings: ForeignSettings) -> dict[str, Any]:
-    names = ("steps", "guidance", "guidance_rescale", "clip_skip")
+    names = ("steps", "guidance", "guidance_rescale", "clip_skip", "rng")
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 

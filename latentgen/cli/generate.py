@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentgen.cli import options
+from latentgen.cli.account import Account, read_account
 from latentgen.cli.add_ons import AddOnOptions, AddOns
 from latentgen.cli.autoencoder import telling_warnings
 from latentgen.cli.console import Console, Progress
@@ -23,13 +24,13 @@ from latentgen.cli.generate_options import (
 )
 from latentgen.cli.groups import grouped
 from latentgen.cli.init_options import InitOptions
-from latentgen.cli.init_pictures import InitFiles, pass_notes, size_in_words, steps_in_words
+from latentgen.cli.init_pictures import InitFiles, pass_notes, size_in_words, size_notes, steps_in_words
 from latentgen.cli.memory import check_memory
 from latentgen.cli.model_names import models_folder, resolve_model
 from latentgen.cli.option_file import with_config
 from latentgen.cli.output import PictureFiles
 from latentgen.cli.plan import Entry, Flags, plan_requests
-from latentgen.cli.prompt_syntax import SyntaxOptions, plain_entries, tell_of_prompts
+from latentgen.cli.prompt_syntax import SyntaxOptions, plain_entries, tell_of_lone_words, tell_of_prompts
 from latentgen.cli.ranks import Alone, Share, join_ranks
 from latentgen.cli.seeing import Seeing, SeeingOptions
 from latentgen.cli.seen_words import tell_of_unseen_words
@@ -69,6 +70,8 @@ def generate(
 
     latentgen generate --prompts prompts.txt --count 4 --guidance 5 --output balloons/
 
+    latentgen generate --from outputs/2026-01-31-00001-42.png --steps 30
+
     latentgen generate "a {red|blue} fox" --sweep guidance=3:12:3 --sweep sampler=euler,dpmpp_2m
     """
     ranks = join_ranks(computer.processes)
@@ -85,7 +88,9 @@ def generate(
         _check_together(words, watching)
     # Parse
     axes, swept_prompts = parse_axes(sweeping.sweep or [])
-    entries = _entries(words, swept_prompts, _flags(words, drawing, init))
+    account = None if words.from_picture is None else read_account(words.from_picture, model)
+    flags = _flags(words, drawing, init, account)
+    entries = _entries(words, swept_prompts, flags, account)
     if syntax.plain_prompt:
         entries = plain_entries(entries)
     output = SWEEP_FOLDER if axes and file.output is None else file.output
@@ -98,14 +103,17 @@ def generate(
         entries = sweep.plan(axes, entries)
     entries = ranks.with_seeds(entries)
     # Resolve: everything that can be wrong is found before torch is imported
-    folder = resolve_model(model)
+    folder = resolve_model(model) if account is None else account.folder
     config, init_files = read_drawable(folder), InitFiles()
-    add_ons = AddOns.find(adding, config)
-    requests = plan_requests(entries, config, _wildcards(words, syntax, wildcard), init_files)
+    add_ons = AddOns.find(adding, config, None if account is None else account.named.scales)
+    requests = plan_requests(entries, config, _wildcards(words, syntax, wildcard, account), init_files)
     requests = add_ons.with_loras(requests)
     embeddings = look_at_embeddings(syntax.embedding or (), config)
     requests = with_embeddings(requests, embeddings)
     if ranks.is_first:
+        if account is not None and (left_out := account.left_out(add_ons, embeddings, init.init_image, init.mask)):
+            account.tell(console, left_out)
+        tell_of_lone_words(console, words.prompts or ())
         warn_of_unused(console, requests, embeddings)
         tell_of_prompts(console, requests, folder, embeddings, strict=syntax.strict_prompt)
         tell_of_unseen_words(console, requests, folder, [file.name for file in embeddings])
@@ -117,7 +125,7 @@ def generate(
     seeing = Seeing(watching, pictures=expected, overwrite=file.overwrite)
     if len(undrawn) < len(requests):
         console.note(f"{len(requests) - len(undrawn)} of {len(requests)} pictures are in {files.folder} already")
-    for note in [*init_files.notes, *pass_notes(undrawn, config)]:
+    for note in [*size_notes(undrawn, config, folder), *init_files.notes, *pass_notes(undrawn, config)]:
         console.note(note)
     if messages.dry_run:
         _print_plan(console, undrawn, paths, config.size_multiple_px)
@@ -145,7 +153,7 @@ def generate(
             console.note("the first picture of a size takes a minute or more: the networks are compiled for it")
         load_embeddings(console, pipeline, requests, embeddings)
         add_ons.add_to(pipeline, requests, console)
-        if drawing.seed is None or drawing.seed == options.RANDOM_SEED:
+        if flags.seed is None or flags.seed == options.RANDOM_SEED:
             seeds = list(dict.fromkeys(str(request.seed) for request in requests))
             console.note(f"seed {', '.join(seeds[:8])}{' …' if len(seeds) > 8 else ''}")
         album: Album = NoAlbum()
@@ -180,34 +188,43 @@ def _check_together(words: PromptOptions, watching: SeeingOptions) -> None:
         raise InputError("--preview, --gif and --save-steps are for one process")
 
 
-def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions) -> Flags:
-    """What is said of every prompt; a line of a `.jsonl` file may say otherwise."""
+def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions, account: Account | None) -> Flags:
+    """What is said of every prompt, else what a picture's file says; a line of a `.jsonl` file may say otherwise."""
     width_px, height_px = drawing.sides()
-    return Flags(
-        negative_prompt=words.negative_prompt,
-        seed=drawing.seed,
-        count=drawing.count,
-        steps=drawing.steps,
-        guidance=drawing.guidance,
-        guidance_rescale=drawing.guidance_rescale,
-        guidance_interval=drawing.guidance_interval,
-        deep_cache=drawing.deep_cache,
-        sampler=drawing.sampler,
-        schedule=drawing.schedule,
-        eta=drawing.eta,
-        clip_skip=drawing.clip_skip,
-        width_px=width_px,
-        height_px=height_px,
+    said = {
+        "negative_prompt": words.negative_prompt,
+        "seed": drawing.seed,
+        "count": drawing.count,
+        "steps": drawing.steps,
+        "guidance": drawing.guidance,
+        "guidance_rescale": drawing.guidance_rescale,
+        "guidance_interval": drawing.guidance_interval,
+        "deep_cache": drawing.deep_cache,
+        "sampler": drawing.sampler,
+        "schedule": drawing.schedule,
+        "eta": drawing.eta,
+        "clip_skip": drawing.clip_skip,
+        "rng": drawing.rng,
+        "width_px": width_px,
+        "height_px": height_px,
         **vars(init),
-    )
+        "invert_mask": init.invert_mask or None,
+    }
+    flags = Flags() if account is None else account.flags_with(init.init_image, init.mask, drawing.sampler)
+    return replace(flags, **{name: value for name, value in said.items() if value is not None})
 
 
-def _wildcards(words: PromptOptions, syntax: SyntaxOptions, wildcard: WildcardOptions) -> Wildcards:
+def _wildcards(
+    words: PromptOptions, syntax: SyntaxOptions, wildcard: WildcardOptions, account: Account | None
+) -> Wildcards:
     folders = wildcard_folders(wildcard.wildcards, words.prompt_file, models_folder().parent)
-    return Wildcards(folders, combinatorial=wildcard.combinatorial, literal=syntax.plain_prompt)
+    settled = () if account is None else (account.prompt, account.flags.negative_prompt)
+    return Wildcards(folders, combinatorial=wildcard.combinatorial, literal=syntax.plain_prompt, settled=settled)
 
 
-def _entries(words: PromptOptions, swept_prompts: Sequence[str], flags: Flags) -> Sequence[Entry]:
+def _entries(
+    words: PromptOptions, swept_prompts: Sequence[str], flags: Flags, account: Account | None
+) -> Sequence[Entry]:
     from latentgen.cli.prompt_files import read_prompt_file, read_standard_input
 
     entries: list[Entry] = []
@@ -215,6 +232,8 @@ def _entries(words: PromptOptions, swept_prompts: Sequence[str], flags: Flags) -
         entries.extend(read_standard_input(flags) if prompt == "-" else [Entry(prompt, flags)])
     if words.prompt_file is not None:
         entries.extend(read_prompt_file(words.prompt_file, flags))
+    if not entries and account is not None:
+        entries.append(Entry(account.prompt, flags))
     if not entries:
         raise InputError("there is no prompt", hint='for instance: latentgen generate "a lighthouse at sunset"')
     return entries

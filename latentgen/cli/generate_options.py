@@ -17,7 +17,7 @@ from latentgen.samplers.registry import SAMPLERS, SCHEDULES
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """The words: at least one of the first three."""
+    """The words: at least one of the first three, or a picture that has some."""
 
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; each prompt is a picture of its own.")
@@ -37,11 +37,21 @@ class PromptOptions:
         ),
     ] = None
     negative_prompt: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--negative-prompt", "--negative", rich_help_panel=DRAWING, help="What to steer away from. Also --negative."
         ),
-    ] = ""
+    ] = None
+    from_picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="PICTURE",
+            rich_help_panel=DRAWING,
+            help="Prompts, settings and model as in a picture's file, ours or another tool's, where nothing else is"
+            " said. Its LoRAs, --init-image and the like are given again.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,7 @@ class DrawingOptions:
             parser=options.parse_seed,
             metavar="N",
             rich_help_panel=DRAWING,
-            help="0 to 4294967295; -1 or nothing is a random one, which is printed and stored.",
+            help="0 to 2^64 - 1, of which the low 32 bits count; -1 or nothing is a random one, printed and stored.",
         ),
     ] = None
     count: Annotated[
@@ -139,6 +149,15 @@ class DrawingOptions:
             "--clip-skip",
             rich_help_panel=DRAWING,
             help="Text encoder layer: 1 the one that the model reads (default), 2 the one before.",
+        ),
+    ] = None
+    rng: Annotated[
+        str | None,
+        typer.Option(
+            "--rng",
+            metavar="NAME",
+            rich_help_panel=DRAWING,
+            help="Whose noise a seed stands for: cpu (default), or nv, an NVIDIA GPU's, for A1111's seeds.",
         ),
     ] = None
     width: Annotated[

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentgen.cli.init_options import parse_scale
+from latentgen.cli.model_names import name_of
 from latentgen.config import ModelConfig
 from latentgen.diffusion.strength import first_pass_steps, hires_size, keeps_pixels, second_pass_steps
 from latentgen.errors import InputError
-from latentgen.request import GenerationRequest, Hires, InitPicture
+from latentgen.images.sizes import drawn_size, far_size
+from latentgen.request import HIRES_STRENGTH, MASK_BLUR_PX, STRENGTH, GenerationRequest, Hires, InitPicture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 
     from latentgen.cli.plan import Flags
 
-STRENGTH, OUTPAINT_STRENGTH, HIRES_STRENGTH = 0.75, 1.0, 0.5
-MASK_BLUR_PX = 4
-"""A1111's default."""
-OWN_SIZE = (0.5, 2.0)
-"""A picture is drawn at its own size if its area is so many times the model's; another is scaled to the model's area,
-because far below or above what it learned at a model draws mush or the same thing twice."""
+OUTPAINT_STRENGTH = 1.0
 ALPHA = "alpha"
 FILES_KEPT = 8
 """Pictures held in memory; further ones are read again when they are drawn."""
@@ -46,7 +42,7 @@ class InitFiles(Mapping[str, "NDArray[np.uint8]"]):
 
     def __init__(self) -> None:
         self.notes: dict[str, None] = {}
-        """What was done to pictures, in order, each said once."""
+        """What was done to pictures and to seeds, in order, each said once."""
         self._hashes: dict[tuple[str, Path], str] = {}
         self._readers: dict[str, Callable[[], NDArray[np.uint8]]] = {}
         self._kept: dict[str, NDArray[np.uint8]] = {}
@@ -93,13 +89,11 @@ class InitFiles(Mapping[str, "NDArray[np.uint8]"]):
             invert_mask=flags.invert_mask,
             outpaint=outpaint,
         )
-        if flags.width_px is not None or flags.height_px is not None:
-            size = _missing_side(flags, (width, height), config.size_multiple_px)
-        elif any(outpaint):
+        if any(outpaint) and flags.width_px is None and flags.height_px is None:
             outpaint = grown_to_grid((width, height), outpaint, config.size_multiple_px)
             size = (width + outpaint[0] + outpaint[2], height + outpaint[1] + outpaint[3])
         else:
-            size = default_size((width, height), config)
+            size = drawn_size((width, height), flags.width_px, flags.height_px, config)
         if size != (width, height):
             added = f", {_borders(outpaint)} drawn on" if any(outpaint) else ""
             self.notes[f"{flags.init_image.name} {width}x{height} -> {size[0]}x{size[1]}{added}"] = None
@@ -134,15 +128,6 @@ class InitFiles(Mapping[str, "NDArray[np.uint8]"]):
         self._kept[sha256] = pixels
 
 
-def default_size(picture: tuple[int, int], config: ModelConfig) -> tuple[int, int]:
-    """Width and height that a picture is drawn at if none is asked for; see OWN_SIZE. Sides are cut to the grid."""
-    multiple, defaults = config.size_multiple_px, config.defaults
-    share = picture[0] * picture[1] / (defaults.width_px * defaults.height_px)
-    scale = 1.0 if OWN_SIZE[0] <= share <= OWN_SIZE[1] else 1 / math.sqrt(share)
-    width, height = (max(round(side * scale) // multiple, 1) * multiple for side in picture)
-    return width, height
-
-
 def grown_to_grid(
     picture: tuple[int, int], outpaint: tuple[int, int, int, int], multiple_px: int
 ) -> tuple[int, int, int, int]:
@@ -161,6 +146,18 @@ def grown_to_grid(
     else:
         bottom += missing_y
     return left, top, right, bottom
+
+
+def size_notes(requests: Sequence[GenerationRequest], config: ModelConfig, model: Path) -> list[str]:
+    """What is said of a size that is far from the one the model draws at: a line a run, or none."""
+    far = far_size(requests, config)
+    if far is None:
+        return []
+    own = f"{config.defaults.width_px}x{config.defaults.height_px}"
+    told = f"{far.width_px}x{far.height_px} is far from the {own} that {name_of(model)} draws at: things come out"
+    if far.width_px * far.height_px < config.defaults.width_px * config.defaults.height_px:
+        return [f"{told} blurred"]
+    return [f"{told} several times; --size {own} --hires 2x draws a large picture in two passes"]
 
 
 def pass_notes(requests: Sequence[GenerationRequest], config: ModelConfig) -> list[str]:
@@ -216,17 +213,6 @@ def _refuse_alone(flags: Flags) -> None:
     for name, is_given in given.items():
         if is_given:
             raise InputError(f"{name} needs a picture to start from", hint="--init-image FILE")
-
-
-def _missing_side(flags: Flags, picture: tuple[int, int], multiple_px: int) -> tuple[int, int]:
-    """Width and height where at least one is asked for; the other follows from the picture's proportions."""
-    width, height = picture
-    if flags.width_px is not None and flags.height_px is not None:
-        return flags.width_px, flags.height_px
-    if flags.width_px is not None:
-        return flags.width_px, max(round(flags.width_px * height / width) // multiple_px, 1) * multiple_px
-    assert flags.height_px is not None, "one side is given"
-    return max(round(flags.height_px * width / height) // multiple_px, 1) * multiple_px, flags.height_px
 
 
 def _borders(outpaint: tuple[int, int, int, int]) -> str:

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from latentgen import embedded_model_path
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError
 
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_TITLE = "embedded", "the embedded model"
 SAFETENSORS = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -59,6 +60,11 @@ def own_models() -> dict[str, Path]:
     return embedded | {name: path for name, path in sorted((files | folders).items()) if name != EMBEDDED}
 
 
+def name_of(model: Path) -> str:
+    """How a model is spoken of, by its folder or file."""
+    return EMBEDDED_TITLE if model == own_models().get(EMBEDDED) else model.resolve().name
+
+
 def installed_models() -> dict[str, Path]:
     """Folders and files by name, the default first; only those that can be used, from their configs and headers."""
     return {model.name: model.path for model in look_around() if model.problem is None}
@@ -96,7 +102,7 @@ def resolve_model(text: str | None) -> Path:
     if not is_folder and path.suffix.lower() in PICKLES:
         raise ModelLoadError(
             f"--model {name} is a file; a model is a folder or a {SAFETENSORS} file, and pickles are never opened here",
-            hint=f"turn it into one: latentgen convert {name} {path.stem}{SAFETENSORS}",
+            hint=f"turn it into one: latentgen convert {quote(str(path))} {quote(path.stem + SAFETENSORS)}",
         )
     return path
 

@@ -104,6 +104,7 @@ def _checked(file: Path, key: str, value: Any, kind: Any) -> Any:
     if option.parser is not None:
         return _parsed(file, key, value, option.parser)
     if kind.__origin__ in (list[str] | None, list[Path] | None):
+        value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise InputError(f"{file}: {key} takes a list of strings, not {_shown(value)}")
         return value

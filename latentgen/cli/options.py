@@ -10,6 +10,7 @@ import typer
 
 from latentgen.errors import InputError
 from latentgen.images.metadata import MAX_BATCH_SIZE, MAX_THREADS
+from latentgen.request import MAX_LONG_SEED
 
 DRAWING, MODEL, FILES = "What to draw", "Model", "Files"
 SEEING, COMPUTER, WORDS = "Seeing it come about", "Computer", "Messages"
@@ -22,7 +23,9 @@ MAX_PROCESSES = 256
 def parse_seed(text: str) -> int:
     """ASCII digits only: Python's int() also reads other scripts' digits and underscores."""
     if not re.fullmatch(r"-1|[0-9]{1,20}", text):
-        raise InputError(f"--seed {text} is not a seed", hint="a whole number from 0 to 4294967295, or -1 for random")
+        raise InputError(
+            f"--seed {text} is not a seed", hint=f"a whole number from 0 to {MAX_LONG_SEED}, or -1 for random"
+        )
     return int(text)
 
 

@@ -10,6 +10,7 @@ import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Literal, TextIO
 
 from latentgen.cli.console import STDOUT
@@ -123,7 +124,7 @@ class PictureFiles:
                 f"--output: {self.folder} is a folder", hint="fields such as {date} are for the file's name"
             )
         if _kind(self.folder) is None and not self._may_create_folder:
-            raise InputError(f"--output: there is no folder {self.folder}", hint=f"mkdir -p {self.folder}")
+            raise missing_folder("--output", self.folder)
         existing = self.folder
         while _kind(existing) is None:
             existing = existing.parent
@@ -141,6 +142,11 @@ class PictureFiles:
             pattern += re.escape(literal) + ({None: "", "n": r"(\d+)"}.get(field, ".*"))
         matches = (re.fullmatch(pattern, name) for name in os.listdir(self.folder))
         return max((int(match[1]) for match in matches if match), default=0)
+
+
+def missing_folder(flag: str, folder: Path) -> InputError:
+    """What is said where a flag needs a folder that is not there."""
+    return InputError(f"{flag}: there is no folder {folder}", hint=f"mkdir -p {quote(str(folder))}")
 
 
 def _takes_bytes(stream: TextIO | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,15 @@ from latentgen.config import ModelConfig
 from latentgen.diffusion.strength import check_passes
 from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.prompts.check import check_prompts
-from latentgen.request import MAX_SEED, GenerationRequest, RequestError, complete_request, shorten
+from latentgen.request import (
+    MAX_SEED,
+    GenerationRequest,
+    RequestError,
+    complete_request,
+    low_bits,
+    random_seed,
+    shorten,
+)
 from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
 
 MAX_PICTURES = 10_000
@@ -51,6 +58,7 @@ class Flags:
     outpaint: tuple[int, int, int, int] | None = None
     hires: str | None = None
     hires_strength: float | None = None
+    rng: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def plan_requests(
     """Every picture to draw, in order. Picture i of a prompt has seed + i; a random seed is drawn for each prompt.
 
     wildcards: what `__name__` stands for; without it no name is known.
-    init_files: gets the pictures that requests start from, and says what was done to them.
+    init_files: gets the pictures that requests start from, and says what was done to them and to seeds.
 
     Raises InputError naming the flag, or the line of the prompt file, for what this model cannot draw.
     """
@@ -89,6 +97,8 @@ def plan_requests(
             raise type(error)(f"{entry.where}: {error.message}", hint=error.hint) from None
         if len(requests) > MAX_PICTURES:
             raise InputError(f"more than {MAX_PICTURES} pictures", hint="draw them in several runs")
+    if (note := _seed_note(entries)) is not None:
+        init_files.notes[note] = None
     return requests
 
 
@@ -103,8 +113,8 @@ def _requests(
         raise RequestError("count", f"{shorten(flags.count)} is out of range", hint=f"1 to {MAX_PICTURES}{many}")
     seed = flags.seed
     if seed is None or seed == RANDOM_SEED:
-        seed = secrets.randbelow(MAX_SEED - flags.count + 2)
-    elif seed + flags.count - 1 > MAX_SEED:
+        seed = random_seed(flags.count)
+    elif (seed := low_bits(seed)) + flags.count - 1 > MAX_SEED:
         last = "" if flags.count == 1 else f" with --count {flags.count}"
         raise RequestError("seed", f"{seed}{last} is out of range", hint=f"the last seed is {MAX_SEED}")
     sampler, schedule = resolve_sampling(flags, config)
@@ -128,6 +138,7 @@ def _requests(
             clip_skip=flags.clip_skip,
             init=beginning.init,
             hires=beginning.hires,
+            rng=flags.rng,
         )
         for prompt, own_seed in wildcards.prompts(entry.prompt, range(seed, seed + flags.count))
     ]
@@ -135,6 +146,17 @@ def _requests(
         check_passes(request, config.size_multiple_px)
         check_prompts(request, config)
     return requests
+
+
+def _seed_note(entries: Sequence[Entry]) -> str | None:
+    """What is said of seeds of more than 32 bits: of one, and how many more there are. None if there is none."""
+    rngs = {entry.flags.seed: entry.flags.rng for entry in entries if (entry.flags.seed or 0) > MAX_SEED}
+    seed = next((seed for seed, rng in rngs.items() if rng == "nv"), next(iter(rngs), None))
+    if seed is None:
+        return None
+    what = "are drawn; an NVIDIA GPU looks at all 64" if rngs[seed] == "nv" else "make the same noise"
+    more = f"; so with {len(rngs) - 1} more" if len(rngs) > 1 else ""
+    return f"seed {seed}: its low 32 bits, {low_bits(seed)}, {what}{more}"
 
 
 def resolve_sampling(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:

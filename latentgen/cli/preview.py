@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from latentgen.cli.output import missing_folder
 from latentgen.errors import InputError, LatentgenError
 
 if TYPE_CHECKING:
@@ -303,6 +304,6 @@ class StepPictures:
 
 def _check_parent(flag: str, path: Path) -> None:
     if not path.parent.is_dir():
-        raise InputError(f"{flag}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+        raise missing_folder(flag, path.parent)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{flag}: the folder {path.parent} is not writable")

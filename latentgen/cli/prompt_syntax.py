@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ import typer
 from latentgen.cli.options import DRAWING, MODEL
 from latentgen.cli.plan import Entry
 from latentgen.errors import InputError
-from latentgen.prompts.syntax import escape, parse_prompt
+from latentgen.prompts.syntax import escape, find_unsupported, parse_prompt
 from latentgen.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NOTES_SHOWN = 3
 """Of a prompt file's many long prompts."""
+MANY_WORDS = 3
+"""From so many prompts of one word on they are taken for one whose quotes were forgotten."""
 
 Plain = Annotated[
     bool,
@@ -70,6 +72,12 @@ def plain_entries(entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
+def tell_of_lone_words(console: Console, prompts: Sequence[str]) -> None:
+    """Note that the command line's prompts may be the words of one; see MANY_WORDS."""
+    if len(prompts) >= MANY_WORDS and all(len(prompt.split()) == 1 for prompt in prompts):
+        console.note(f"{len(prompts)} prompts of one word each: put a prompt of several words in quotes")
+
+
 def tell_of_prompts(
     console: Console,
     requests: Sequence[GenerationRequest],
@@ -86,19 +94,25 @@ def tell_of_prompts(
     texts |= dict.fromkeys(
         (request.negative_prompt, "negative prompt") for request in requests if request.guidance != 1
     )
-    unsupported: dict[str, None] = {}
-    for text, _ in texts:
-        unsupported |= dict.fromkeys(parse_prompt(text).unsupported)
-    if unsupported:
-        console.warn(
-            f"{', '.join(list(unsupported)[:3])}: prompt editing [a:b:0.5], alternation [a|b] and AND are not "
-            "supported and are read as words"
-        )
+    unsupported = unsupported_syntax(text for text, _ in texts)
+    if unsupported is not None:
+        console.warn(unsupported)
     vectors = {file.name: file.vectors for file in embeddings}
     if any(_may_be_long(text, vectors) for text, _ in texts):
         from latentgen.checkpoints.tokenizers import load_tokenizer
 
         _tell_of_length(console, list(texts), load_tokenizer(model), vectors, strict=strict)
+
+
+def unsupported_syntax(texts: Iterable[str]) -> str | None:
+    """A line about the syntax in some prompts that is read as words; None if there is none."""
+    found = dict.fromkeys(signs for text in texts for signs in find_unsupported(text))
+    if not found:
+        return None
+    return (
+        f"{', '.join(list(found)[:3])}: prompt editing [a:b:0.5], alternation [a|b] and AND are not "
+        "supported and are read as words"
+    )
 
 
 def _may_be_long(text: str, vectors: dict[str, int]) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from latentgen.cli.options import RANDOM_SEED
 from latentgen.cli.plan import MAX_PICTURES, Entry
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
-from latentgen.request import MAX_SEED
+from latentgen.request import random_seed
 
 if TYPE_CHECKING:
     from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]  public by its documentation
@@ -325,7 +324,7 @@ def _variable(name: str, *, default: int | None = None) -> int:
 def _seed(entry: Entry) -> int:
     """The entry's, or a random one that leaves room for any count."""
     seed = entry.flags.seed
-    return secrets.randbelow(MAX_SEED + 2 - MAX_PICTURES) if seed is None or seed == RANDOM_SEED else seed
+    return random_seed(MAX_PICTURES) if seed is None or seed == RANDOM_SEED else seed
 
 
 def _connect(address: str, port: int, *, hosts: bool = False) -> TCPStore:

@@ -1,4 +1,4 @@
-"""What a picture of ours was drawn with beside the model: found again by name, and known by its fingerprint."""
+"""What a picture was drawn with beside the model: found again by name, and if it is ours known by its fingerprint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from latentgen.cli.add_ons import LoRAFiles
 from latentgen.errors import InputError
 
 if TYPE_CHECKING:
+    from latentgen.images.foreign import NamedFiles
     from latentgen.images.metadata import PictureMetadata
     from latentgen.pipeline import TextToImage
 
@@ -35,9 +36,9 @@ class RecordedAddOns:
         nothing.
         """
         request, files = recorded.request, LoRAFiles.find(loras)
-        _check_used("--lora", files.given, [use.name for use in request.loras])
+        check_used("--lora", files.given, [use.name for use in request.loras])
         given = {file.use.name: file for file in map(look_at_embedding, embeddings)}
-        _check_used("--embedding", given, [use.name for use in request.embeddings])
+        check_used("--embedding", given, [use.name for use in request.embeddings])
         found: list[Path] = []
         for use in request.loras:
             file = files.named(use.name)
@@ -65,7 +66,19 @@ class RecordedAddOns:
             pipeline.add_embedding(path)
 
 
-def _check_used(flag: str, given: Iterable[str], wanted: Sequence[str]) -> None:
+def check_named(named: NamedFiles, init_image: Path | None, mask: Path | None, vae: Path | None) -> None:
+    """Raise InputError for what is given and another tool's picture was drawn without."""
+    start = named.start
+    has_mask = start is not None and start.is_masked is not False
+    for flag, path, is_named in (("--init-image", init_image, start is not None), ("--mask", mask, has_mask)):
+        if path is not None and not is_named:
+            raise InputError(f"{flag} {path}: this picture was drawn without one")
+    if vae is not None and named.vae is None:
+        raise InputError(f"--vae {vae}: this picture was drawn with the model's own")
+
+
+def check_used(flag: str, given: Iterable[str], wanted: Sequence[str]) -> None:
+    """Raise InputError for a name that is given and not wanted."""
     for name in given:
         if name not in wanted:
             raise InputError(f"{flag} {name}: this picture was drawn without it")

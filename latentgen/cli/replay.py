@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,15 +11,22 @@ import typer
 
 from latentgen import __version__
 from latentgen.cli import options
+from latentgen.cli.account import Account, foreign_account, read_foreign_text, recorded_model
+from latentgen.cli.add_ons import AddOnOptions, AddOns
 from latentgen.cli.console import Console
-from latentgen.cli.foreign import foreign_request
+from latentgen.cli.drawable import read_drawable
+from latentgen.cli.embeddings import load_embeddings, look_at_embeddings, with_embeddings
+from latentgen.cli.init_pictures import InitFiles, pass_notes
 from latentgen.cli.loading import load_model
-from latentgen.cli.model_names import EMBEDDED, installed_models, resolve_model
 from latentgen.cli.output import PictureFiles
-from latentgen.cli.prompt_syntax import Embeddings
-from latentgen.cli.recorded_add_ons import RecordedAddOns
-from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
-from latentgen.request import GenerationRequest, InitPicture, RequestError
+from latentgen.cli.plan import Entry, plan_requests
+from latentgen.cli.prompt_syntax import Embeddings, tell_of_prompts, unsupported_syntax
+from latentgen.cli.recorded_add_ons import RecordedAddOns, check_named, check_used
+from latentgen.cli.seen_words import tell_of_unseen_words
+from latentgen.cli.wildcards import Wildcards
+from latentgen.errors import InputError, RuntimeFailure
+from latentgen.prompts.syntax import parse_prompt
+from latentgen.request import GenerationRequest, InitPicture
 
 THREADS_PER_CORE = 4
 """At most so many of a file's threads are started; a number of the user's own is taken as it is."""
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from latentgen.images.files import PictureText
+    from latentgen.checkpoints.textual_inversion import EmbeddingFile
     from latentgen.images.metadata import Computation, PictureMetadata
     from latentgen.images.pixels import Pixels
     from latentgen.pipeline.tiling import Tiling
@@ -64,7 +72,8 @@ def replay(
     """Draw a picture again from its file alone; exit code 1 if it differs.
 
     What is not given is taken from the file: model, dtype, device, threads and batch size too. A picture of another
-    tool (A1111, ComfyUI, InvokeAI, mflux ...) is drawn as far as its settings go; what was left out is listed.
+    tool (A1111, ComfyUI, InvokeAI, mflux ...) is drawn as far as its settings and the given files go; what was left out
+    is listed.
 
     latentgen replay outputs/2026-01-31-00001-42.png --verify
 
@@ -77,16 +86,26 @@ def replay(
     # Parse
     kind, _, text = read_picture_text(picture)
     if text.document is None:
-        request, folder = _foreign_request(console, picture, text, model, verify=verify)
+        foreign = read_foreign_text(picture, text)
+        if verify:
+            raise InputError(
+                f"--verify: {picture} was drawn by {foreign.tool}, whose pixels cannot be had to the bit",
+                hint="without --verify it is drawn as far as its settings go",
+            )
+        account, init_files = foreign_account(picture, foreign, model), InitFiles()
+        adding = AddOnOptions(lora=lora, vae=vae)
+        request, others, embeddings = _plan(console, account, adding, embedding or (), init_image, mask, init_files)
         files = PictureFiles(output, format, overwrite=overwrite)
         files.check([request])
-        pipeline, _ = load_model(folder, device=device, dtype=dtype, threads=threads)
-        result = next(pipeline.generate([request]))
+        pipeline, _ = load_model(account.folder, device=device, dtype=dtype, threads=threads)
+        load_embeddings(console, pipeline, [request], embeddings)
+        others.add_to(pipeline, [request], console)
+        result = next(pipeline.generate([request], pictures=init_files))
         console.result(files.save(result.request, result.encode(files.format, with_metadata=not no_metadata)))
         return
     recorded = PictureMetadata.from_json(text.document)
     # Resolve
-    folder = _folder(recorded, model)
+    folder = recorded_model(recorded, model)
     pictures = beginnings(recorded.request.init, init_image, mask)
     add_ons = RecordedAddOns.find(recorded, lora or (), embedding or (), vae)
     files = None if verify else PictureFiles(output, format, overwrite=overwrite)
@@ -119,34 +138,40 @@ def replay(
     console.note(f"{picture}: {verdict}")
 
 
-def _foreign_request(
-    console: Console, picture: Path, text: PictureText, model: str | None, *, verify: bool
-) -> tuple[GenerationRequest, Path]:
-    """The request of another tool's picture, and the model's folder; what is left out is told. Nothing is loaded."""
-    from latentgen.checkpoints.layout import read_config
-    from latentgen.images.foreign import read_foreign
-
-    foreign = read_foreign(text)
-    if foreign is None:
-        raise InputError(
-            f"{picture} does not carry settings that latentgen reads", hint=f"see: latentgen info {picture}"
-        )
-    if verify:
-        raise InputError(
-            f"--verify: {picture} was drawn by {foreign.tool}, whose pixels cannot be had to the bit",
-            hint="without --verify it is drawn as far as its settings go",
-        )
-    folder = resolve_model(model)
-    try:
-        request, remarks = foreign_request(foreign, read_config(folder))
-    except RequestError as error:
-        raise InputError(f"{picture}: its {error.message}", hint=error.hint) from None
-    if foreign.model is not None:
-        remarks.insert(0, f"model {foreign.model}: {model or EMBEDDED} draws it here")
-    console.note(f"{picture}: drawn by {foreign.tool}; {'not as there:' if remarks else 'all of it is honoured'}")
-    for remark in remarks:
-        console.note(f"  {remark}")
-    return request, folder
+def _plan(
+    console: Console,
+    account: Account,
+    adding: AddOnOptions,
+    embedding_paths: Sequence[Path],
+    init_image: Path | None,
+    mask: Path | None,
+    init_files: InitFiles,
+) -> tuple[GenerationRequest, AddOns, list[EmbeddingFile]]:
+    """The request of another tool's picture with the files it was drawn with; what is left out is told. Nothing is
+    loaded. Raises InputError for a file that it was drawn without.
+    """
+    named, config = account.named, read_drawable(account.folder)
+    check_named(named, init_image, mask, adding.vae)
+    add_ons, embeddings = AddOns.find(adding, config, named.scales), look_at_embeddings(embedding_paths, config)
+    check_used(
+        "--lora", add_ons.loras.given, [*named.scales, *(tag.name for tag in parse_prompt(account.prompt).loras)]
+    )
+    entry = Entry(account.prompt, account.flags_with(init_image, mask))
+    planned = add_ons.with_loras(plan_requests([entry], config, Wildcards(literal=True), init_files))
+    (request,) = requests = with_embeddings(planned, embeddings)
+    check_used("--embedding", [file.name for file in embeddings], [use.name for use in request.embeddings])
+    left_out = account.left_out(add_ons, embeddings, init_image, mask)
+    if left_out or unsupported_syntax((request.prompt, request.negative_prompt)):
+        account.tell(console, left_out)
+    else:
+        console.note(f"{account.picture}: drawn by {account.tool}; all of it is honoured")
+    tell_of_prompts(console, requests, account.folder, embeddings, strict=False)
+    tell_of_unseen_words(console, requests, account.folder, [file.name for file in embeddings])
+    for note in [*init_files.notes, *pass_notes(requests, config)]:
+        console.note(note)
+    if account.flags.seed is None:
+        console.note(f"seed {request.seed}")
+    return request, add_ons, embeddings
 
 
 def beginnings(init: InitPicture | None, init_image: Path | None, mask: Path | None) -> dict[str, NDArray[np.uint8]]:
@@ -232,18 +257,6 @@ def _causes(recorded: PictureMetadata, drawn: PictureMetadata) -> list[str]:
 
 def _vae_name(metadata: PictureMetadata) -> str:
     return "the model's own" if metadata.vae is None else metadata.vae.fingerprint
-
-
-def _folder(recorded: PictureMetadata, model: str | None) -> Path:
-    """The model's folder: as given, or by the name in the file if such a model is installed."""
-    if model is not None:
-        return resolve_model(model)
-    if recorded.model not in installed_models():
-        raise ModelNotFoundError(
-            f"the picture was drawn with {recorded.model} ({recorded.fingerprint[:10]}), a model that is not installed",
-            hint="name its folder with --model",
-        )
-    return resolve_model(recorded.model)
 
 
 def _has_int8(device: str, dtype: str, recorded_dtype: str) -> bool:

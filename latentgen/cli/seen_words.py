@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from latentgen.checkpoints.layout import VOCABULARY
 from latentgen.cli.console import Console
-from latentgen.cli.model_names import EMBEDDED, own_models
+from latentgen.cli.model_names import EMBEDDED_TITLE, name_of
 from latentgen.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def tell_of_unseen_words(
     if not new:
         return
     nearest = [(word, find_nearest(word, list(seen.words))) for word in new[:MAX_NAMED]]
-    is_embedded = model == own_models().get(EMBEDDED)
-    whose = "the embedded model" if is_embedded else model.resolve().name
+    whose = name_of(model)
     if len(new) == 1:
         word, other = nearest[0]
         line = f"{word}: never seen by {whose}" + (f"; nearest: {other}" if other else "")
@@ -52,7 +51,7 @@ def tell_of_unseen_words(
         named = ", ".join(f"{word} (nearest: {other})" if other else word for word, other in nearest)
         more = f" and {len(new) - MAX_NAMED} more" if len(new) > MAX_NAMED else ""
         line = f"{named}{more}: never seen by {whose}"
-    console.note(f"{line}. For anything else: -m your-model" if is_embedded else line)
+    console.note(f"{line}. For anything else: -m your-model" if whose == EMBEDDED_TITLE else line)
 
 
 def known_words(model: Path) -> dict[str, str]:

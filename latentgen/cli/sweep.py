@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -21,12 +20,12 @@ from latentgen.cli.flag_names import SIZE, Flag, find_flag, sides
 from latentgen.cli.options import RANDOM_SEED
 from latentgen.cli.plan import MAX_PICTURES, Entry
 from latentgen.errors import InputError
-from latentgen.request import MAX_SEED
+from latentgen.request import MAX_SEED, random_seed
 
 PROMPT: Final = "prompt"
 _WHOLE: Final = ("negative_prompt",)
 """Texts in which a comma is only a comma."""
-_NUMBER: Final = r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})"
+_NUMBER: Final = r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})"
 _RANGE: Final = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}))?")
 
 
@@ -135,7 +134,7 @@ def _seeds(entries: Sequence[Entry], count: int, earlier: int | None) -> list[in
     if not 1 <= count <= MAX_PICTURES:
         raise InputError(f"--count {count} is out of range", hint=f"1 to {MAX_PICTURES}")
     if earlier is None or earlier + count - 1 > MAX_SEED:
-        earlier = secrets.randbelow(MAX_SEED - count + 2)
+        earlier = random_seed(count)
     given = [entry.flags.seed for entry in entries]
     return [earlier if seed is None or seed == RANDOM_SEED else seed for seed in given]
 

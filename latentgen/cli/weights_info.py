@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final, cast
 
 from latentgen.checkpoints.header import Header, open_header
@@ -89,13 +90,14 @@ def use_of(path: Path, name: str) -> str:
     identity = identify(path)
     if not identity.is_supported:
         return f"{name} is {identity.title}; latentgen draws with {', '.join(sorted(SUPPORTED))} only"
+    quoted = quote(str(path))
     flag = {
-        "model": f"--model {name}",
-        "lora": f"--lora {path}",
-        "textual_inversion": f"--embedding {path}",
-        "vae": f"--vae {path}",
+        "model": f"--model {quote(name)}",
+        "lora": f"--lora {quoted}",
+        "textual_inversion": f"--embedding {quoted}",
+        "vae": f"--vae {quoted}",
     }.get(identity.kind)
-    use = f"see: latentgen info {path}" if flag is None else f"to draw with it: latentgen generate … {flag}"
+    use = f"see: latentgen info {quoted}" if flag is None else f"to draw with it: latentgen generate … {flag}"
     return f"{name} is {identity.title}; {use}"
 
 
@@ -128,7 +130,7 @@ def _pickle(identity: Identity) -> Summary:
             f"{identity.path} is a pickle, which could run code, of unknown content; it is not opened as it is",
             hint="get it as .safetensors",
         )
-    way = f"latentgen convert {identity.path} {identity.path.stem}.safetensors"
+    way = f"latentgen convert {quote(str(identity.path))} {quote(identity.path.stem + '.safetensors')}"
     return {**_basics(identity), "note": f"a pickle is not opened as it is; run: {way}"}
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate, islice, pairwise, product
@@ -88,24 +88,32 @@ class Wildcards:
     whatever the seed. Raises InputError for one that is not there, leads back to itself or holds no words.
     """
 
-    def __init__(self, folders: Sequence[Path] = (), *, combinatorial: bool = False, literal: bool = False) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path] = (),
+        *,
+        combinatorial: bool = False,
+        literal: bool = False,
+        settled: Collection[str] = (),
+    ) -> None:
         """combinatorial: `prompts` gives every combination of a prompt instead of a choice for each seed.
-        literal: texts are what they are, braces and underscores too.
+        literal: texts are what they are, braces and underscores too. settled: these are, as a picture's prompts.
         """
         self._folders = folders
         self._combinatorial = combinatorial
         self._literal = literal
+        self._settled = settled
         self._lists: dict[str, Choice] = {}
 
     def prompts(self, text: str, seeds: Sequence[int]) -> list[tuple[str, int]]:
         """A prompt's pictures: their words and seeds."""
-        if self._combinatorial and not self._literal:
+        if self._combinatorial and not self._is_literal(text):
             return [(words, seed) for words in self.combinations(text) for seed in seeds]
         return [(self.expand(text, seed), seed) for seed in seeds]
 
     def expand(self, text: str, seed: int, field: str = "prompt") -> str:
         """The text with every choice made as the rule above says. A text without any is given back as it is."""
-        if self._literal or not _TOKEN.search(text):
+        if self._is_literal(text) or not _TOKEN.search(text):
             return text
         choices = _Choices(field, seed)
         parts: list[str] = []
@@ -123,6 +131,9 @@ class Wildcards:
         if len(found) > MAX_COMBINATIONS:
             raise InputError(f"{_quote(text)} has more than {MAX_COMBINATIONS} combinations")
         return list(dict.fromkeys(found))
+
+    def _is_literal(self, text: str) -> bool:
+        return self._literal or text in self._settled
 
     def _read(self, text: str) -> Words:
         words = _parse(text)

@@ -1,7 +1,8 @@
 """The seed contract: a picture's noise is a function of its own seed and of nothing else.
 
-Each picture has one CPU float32 generator, for the start and for every stochastic step. So its noise does not depend
-on the batch it is drawn in, on how many pictures were asked for, on the thread count, or on the network's device.
+Each picture has one float32 generator, for the start and for every stochastic step: torch's of the CPU, or where a
+request asks for it (`rng` "nv") that of NVIDIA's GPUs, computed on the CPU. So its noise does not depend on the batch
+it is drawn in, on how many pictures were asked for, on the thread count, or on the network's device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentgen.diffusion.philox import PhiloxNormal
 from latentgen.errors import InputError
 from latentgen.request import MAX_SEED
 
@@ -20,23 +22,35 @@ VECTOR_WIDTH = 16
 
 
 class NoiseSource:
-    """Standard normal noise for a batch of pictures, one generator per picture."""
+    """Standard normal noise for a batch of pictures, one generator per picture; `rng` as in the request."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], rng: str = "cpu") -> None:
         for seed in seeds:
             if not 0 <= seed <= MAX_SEED:
                 raise InputError(f"seed {seed} is out of range", hint=f"seeds are 0..{MAX_SEED}")
-        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        self._streams = [_NVStream(seed) if rng == "nv" else _CPUStream(seed) for seed in seeds]
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next noise, (B, *shape) float32 on the CPU; row k follows from seeds[k] and the draws before alone."""
-        count = math.prod(shape)
-        padded = math.ceil(count / VECTOR_WIDTH) * VECTOR_WIDTH
-        rows = [
-            torch.randn(padded, generator=generator, dtype=torch.float32, device="cpu")[:count].view(shape)
-            for generator in self._generators
-        ]
+        rows = [stream.draw(math.prod(shape)).view(shape) for stream in self._streams]
         return torch.stack(rows) if rows else torch.empty((0, *shape))
+
+
+class _CPUStream:
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+
+    def draw(self, count: int) -> Tensor:
+        padded = math.ceil(count / VECTOR_WIDTH) * VECTOR_WIDTH
+        return torch.randn(padded, generator=self._generator, dtype=torch.float32, device="cpu")[:count]
+
+
+class _NVStream:
+    def __init__(self, seed: int) -> None:
+        self._normal = PhiloxNormal(seed)
+
+    def draw(self, count: int) -> Tensor:
+        return torch.from_numpy(self._normal.draw(count))
 
 
 def starting_point(noise: Tensor, sigma_max: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ from latentgen.images.pixels import Pixels
 
 FEATURES: Final = "features"
 IDENTITY: Final = "latentgen.data"
+_QUANTILES: Final = {"smallest": "smallest", "percentile_5": "5th percentile", "median": "median"}
+"""Of the distances to training pictures: keys of the figures, and how they are called."""
 
 
 def measure_drawn(extract: FeatureExtractor, drawn: Drawn) -> dict[str, Any]:
@@ -70,6 +72,26 @@ def measure_nearest(
         trained = decode(record, (picture.shape[0], picture.shape[1]))
         pairs.append(Pair(picture, trained, drawn.items[k].prompt, record.captions[0], float(distances[k])))
     return figures, pairs
+
+
+def figures_table(figures: Mapping[str, Any]) -> str:
+    """What `measure_drawn` and `measure_nearest` found, in lines: of the drawn pictures, and beside it of renders."""
+    rows: list[tuple[str, float, float | None]] = []
+    if found := figures.get("distribution"):
+        name = f"Frechet distance to renders, {found['pictures']} pictures"
+        rows.append((name, found["frechet"], found.get("frechet_of_renders")))
+    if found := figures.get("diversity"):
+        rows.append((f"diversity, {found['prompts']} prompts", found["drawn"], found.get("renders")))
+    if found := figures.get("nearest"):
+        renders = found.get("renders", {})
+        for key, quantile in _QUANTILES.items():
+            name = f"nearest of {found['training_pictures']} training pictures, {quantile}"
+            rows.append((name, found["drawn"][key], renders.get(key)))
+    width = max((len(name) for name, *_ in rows), default=0)
+    lines = [f"{'':{width}}  {'drawn':>9}  {'renders':>9}"]
+    for name, drawn, rendered in rows:
+        lines.append(f"{name:{width}}  {drawn:9.3f}" + ("" if rendered is None else f"  {rendered:9.3f}"))
+    return "\n".join(lines)
 
 
 def _mean_diversity(extract: FeatureExtractor, series: Sequence[Sequence[Pixels]]) -> float:

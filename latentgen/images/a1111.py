@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING
 from latentgen.images.foreign import (
     ForeignMetadata,
     ForeignSettings,
+    NamedFiles,
+    NamedLoRA,
+    StartingPicture,
     as_number,
     as_seed,
+    as_share,
     as_whole,
-    init_remark,
-    lora_remark,
     short,
 )
 from latentgen.images.foreign_names import LEADING, UNIFORM, schedule_word
+from latentgen.request import MAX_MASK_BLUR_PX
 
 if TYPE_CHECKING:
     from latentgen.images.files import PictureText
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 _NEGATIVE = "Negative prompt:"
 _MIN_FIELDS = 3
 """A last line of fewer fields is prompt, as in that project: "Steps: two" may be words."""
-_KEY = re.compile(r"\s*(\w[\w \-/+.()]*?)\s*:\s*")
+_MAX_FIELDS = 1000
+"""No tool writes a tenth of it. A field whose JSON is none costs a look at all that stands before it."""
+_KEY = re.compile(r"\s*(\w[\w \-/+.()]*+)\s*:\s*")
 _FIRST_FIELD = re.compile(r"Steps: [0-9]+(,|$)")
 _JSON = json.JSONDecoder()
 _ADD_ON = re.compile(r"<(lora|lyco|hypernet):([^:<>]+)(?::([^<>]*))?>")
@@ -89,7 +94,10 @@ def _parse_fields(line: str) -> dict[str, str]:
     """`Key: value, Key: "quoted, value", Key: {"json": 1}, ...`; what has no key ends the list."""
     fields: dict[str, str] = {}
     position = 0
-    while match := _KEY.match(line, position):
+    for _ in range(_MAX_FIELDS):
+        match = _KEY.match(line, position)
+        if match is None:
+            break
         value, position = _value(line, match.end())
         fields[match[1].strip()] = value
     return fields
@@ -129,9 +137,11 @@ _USED = {
     "Hires upscale",
     "Hires resize",
     "RNG",
+    "Mask blur",
+    "Mask mode",
 }
 _SAID = ("Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Version", "App", "Hashes", "User")
-"""Fields that change nothing by themselves."""
+"""Fields that change nothing by themselves, or name files."""
 REASONS = {
     "Hires upscaler": "the second pass enlarges the latents or the picture in its own way",
     "Hires steps": "the second pass takes as many steps as the first, times its strength",
@@ -143,7 +153,6 @@ REASONS = {
     "Eta": "ancestral samplers add all of their noise",
     "Face restoration": "no other model works on a finished picture",
     "Tiling": "pictures have edges",
-    "Mask blur": "give it with --mask-blur to generate",
     "Refiner": "one model draws all steps",
     "Refiner switch at": "one model draws all steps",
 }
@@ -162,16 +171,14 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
     fields = parameters.fields
     if not fields:
         return None
-    prompt, remarks = _without_add_ons(parameters.prompt)
+    remarks: list[str] = []
+    prompt, loras = _without_add_ons(parameters.prompt, remarks)
     sampler, schedule = _walk(fields)
     width_px, height_px = _size(fields.get("Size", ""))
     strength = as_number(fields.get("Denoising strength"))
     hires_scale = _hires_scale(fields, width_px, height_px)
-    if strength is not None and hires_scale is None:
-        remarks.append(init_remark())
-    noise = fields.get("RNG", "GPU")
-    if noise != "CPU":
-        remarks.append(f"starting noise: {short(noise)} noise there, the CPU's here, which differs for the same seed")
+    start = _start(fields) if strength is not None and hires_scale is None else None
+    rng = _rng(fields, remarks)
     remarks += [_remark(key, value) for key, value in fields.items() if key not in _USED and key not in _SAID]
     if as_number(fields.get("Eta")) not in (None, 1) and sampler != "DDIM":
         remarks.append(_remark("Eta", fields["Eta"]))
@@ -192,28 +199,60 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
             clip_skip=as_whole(fields.get("Clip skip")),
             hires_scale=hires_scale,
             hires_strength=strength if hires_scale is not None else None,
+            rng=rng,
         ),
         model=fields.get("Model"),
+        named=NamedFiles(
+            loras=tuple(loras), embeddings=_hashed(fields.get("TI hashes", "")), vae=fields.get("VAE"), start=start
+        ),
         could_not=tuple(remarks),
         also={key: fields[key] for key in _SAID if key in fields},
     )
+
+
+def _rng(fields: Mapping[str, str], remarks: list[str]) -> str:
+    """Whose noise it was: where the file does not say, the GPU's, which is taken for one of NVIDIA's."""
+    said = fields.get("RNG", "GPU")
+    if said not in ("CPU", "NV"):
+        remarks.append(f"starting noise: {short(said)} noise there; an NVIDIA GPU's is drawn")
+    return "cpu" if said == "CPU" else "nv"
 
 
 def _remark(key: str, value: str) -> str:
     return f"{short(key)} {short(value)}: {REASONS.get(key, 'not a setting that latentgen has')}"
 
 
-def _without_add_ons(prompt: str) -> tuple[str, list[str]]:
-    """The prompt without <lora:name:0.8> and its like, and what was taken out."""
-    remarks: list[str] = []
+def _start(fields: Mapping[str, str]) -> StartingPicture:
+    """The picture that it started from. "Mask blur" is said of every mask, also where it is 0."""
+    blur = as_whole(fields.get("Mask blur"))
+    return StartingPicture(
+        strength=as_share(fields.get("Denoising strength")),
+        is_masked="Mask blur" in fields or "Mask mode" in fields,
+        mask_blur_px=blur if blur is not None and 0 <= blur <= MAX_MASK_BLUR_PX else None,
+        invert_mask=fields.get("Mask mode") == "Inpaint not masked",
+    )
+
+
+def _hashed(text: str) -> tuple[str, ...]:
+    """The names in `name: hash, name: hash`."""
+    return tuple(name for each in text.split(",") if (name := each.partition(":")[0].strip()))
+
+
+def _without_add_ons(prompt: str, remarks: list[str]) -> tuple[str, list[NamedLoRA]]:
+    """The prompt without <lora:name:0.8> and its like, and the LoRAs that were taken out."""
+    loras: list[NamedLoRA] = []
 
     def take(match: re.Match[str]) -> str:
         kind, name, strength = match.groups()
-        is_lora = kind in ("lora", "lyco")
-        remarks.append(lora_remark(name, strength) if is_lora else f"hypernetwork {short(name)}: not supported")
+        if kind == "hypernet":
+            remarks.append(f"hypernetwork {short(name)}: not supported")
+            return ""
+        loras.append(NamedLoRA(name, as_number(strength)))
+        if strength and loras[-1].scale is None:
+            remarks.append(f"LoRA {short(name)}: its weight {short(strength)} is not one number; 1 is taken")
         return ""
 
-    return re.sub(r"[ \t]{2,}", " ", _ADD_ON.sub(take, prompt)).strip(), remarks
+    return re.sub(r"[ \t]{2,}", " ", _ADD_ON.sub(take, prompt)).strip(), loras
 
 
 def _walk(fields: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 from latentgen.images.foreign import (
     ForeignMetadata,
     ForeignSettings,
+    NamedFiles,
+    NamedLoRA,
+    StartingPicture,
     as_number,
     as_seed,
+    as_share,
     as_text,
     as_whole,
-    init_remark,
-    lora_remark,
     parse_object,
     short,
 )
@@ -51,6 +53,9 @@ _TEXTS = (
     "STRING",
 )
 _NUMBERS = ("seed", "noise_seed", "value", "int", "float", "number", "Number", "Value", "INT", "FLOAT")
+_LATENTS = ("samples", "latent", "pixels", "image")
+"""Inputs that lead from a sampler's latents to where they come from."""
+_PICTURES = re.compile("LoadImage|ImageLoad")
 _PASSES_MODEL = {"ModelSamplingDiscrete": "prediction type and schedule come from the model here"}
 
 
@@ -66,6 +71,7 @@ class _Reading:
 
     nodes: Mapping[str, Node]
     remarks: list[str] = field(default_factory=list[str])
+    loras: list[NamedLoRA] = field(default_factory=list[NamedLoRA])
 
     def remark(self, text: str) -> None:
         if text not in self.remarks:
@@ -115,8 +121,8 @@ def read(text: PictureText) -> ForeignMetadata | None:
     model, rescale = _model(reading, conditioned)
     clip_skip = _clip_skip(reading, positive)
     width_px, height_px = _size(reading, sampler)
-    _vae(reading)
-    name, schedule, steps = _walk(reading, sampler)
+    start = _start(reading, sampler)
+    name, schedule, steps = _walk(reading, sampler, is_from_picture=start is not None)
     seed_node = reading.linked(sampler.inputs.get("noise")) or sampler
     guidance = as_number(reading.value(conditioned, "cfg"))
     return ForeignMetadata(
@@ -136,6 +142,7 @@ def read(text: PictureText) -> ForeignMetadata | None:
             clip_skip=clip_skip,
         ),
         model=model,
+        named=NamedFiles(loras=tuple(reading.loras), vae=_vae(reading), start=start),
         could_not=tuple(reading.remarks),
     )
 
@@ -170,12 +177,12 @@ def _first_sampler(reading: _Reading) -> Node | None:
     return None
 
 
-def _walk(reading: _Reading, sampler: Node) -> tuple[str | None, str | None, int | None]:
+def _walk(reading: _Reading, sampler: Node, *, is_from_picture: bool) -> tuple[str | None, str | None, int | None]:
     """Sampler, schedule and steps."""
     chosen, sigmas = reading.linked(sampler.inputs.get("sampler")), reading.linked(sampler.inputs.get("sigmas"))
-    strength = as_number(reading.value(sigmas or sampler, "denoise"))
-    if strength is not None and strength < 1:
-        reading.remark(f"denoise {strength:g}: all steps are drawn; with a picture it is --strength {strength:g}")
+    strength = _denoise(reading, sampler)
+    if strength is not None and strength < 1 and not is_from_picture:
+        reading.remark(f"denoise {strength:g}: all steps are drawn")
     for name in ("start_at_step", "end_at_step"):
         at = as_whole(reading.value(sampler, name))
         steps = as_whole(reading.value(sampler, "steps"))
@@ -235,7 +242,8 @@ def _model(reading: _Reading, sampler: Node) -> tuple[str | None, float | None]:
         if isinstance(name, str):
             return name, rescale
         if "lora_name" in node.inputs:
-            reading.remark(lora_remark(node.inputs["lora_name"], reading.value(node, "strength_model")))
+            scale = as_number(reading.value(node, "strength_model"))
+            reading.loras.append(NamedLoRA(as_text(reading.value(node, "lora_name", _TEXTS)), scale))
         elif node.kind == "RescaleCFG":
             rescale = as_number(reading.value(node, "multiplier"))
         else:
@@ -258,9 +266,8 @@ def _clip_skip(reading: _Reading, positive: object) -> int | None:
 
 def _size(reading: _Reading, sampler: Node) -> tuple[int | None, int | None]:
     latent = reading.linked(sampler.inputs.get("latent_image"))
-    for node in reading.up(latent, "samples", "latent", "pixels", "image"):
-        if re.search("LoadImage|ImageLoad", node.kind):
-            reading.remark(init_remark(f"the picture {short(node.inputs.get('image', ''))} that it starts from"))
+    for node in reading.up(latent, *_LATENTS):
+        if _PICTURES.search(node.kind):
             break
         width_px, height_px = as_whole(reading.value(node, "width")), as_whole(reading.value(node, "height"))
         if width_px is not None and height_px is not None:
@@ -271,7 +278,24 @@ def _size(reading: _Reading, sampler: Node) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _vae(reading: _Reading) -> None:
-    for node in reading.nodes.values():
-        if node.kind == "VAELoader":
-            reading.remark(f"VAE {short(node.inputs.get('vae_name', ''))}: the model's own is used")
+def _start(reading: _Reading, sampler: Node) -> StartingPicture | None:
+    """The loaded picture that the latents come from, and whether a node on the way there takes a mask."""
+    way = list(reading.up(reading.linked(sampler.inputs.get("latent_image")), *_LATENTS))
+    pictures = [k for k, node in enumerate(way) if _PICTURES.search(node.kind)]
+    if not pictures:
+        return None
+    is_masked = any(reading.linked(node.inputs.get("mask")) is not None for node in way[: pictures[0]])
+    title = as_text(reading.value(way[pictures[0]], "image", _TEXTS))
+    return StartingPicture(title=title, strength=as_share(_denoise(reading, sampler)), is_masked=is_masked)
+
+
+def _denoise(reading: _Reading, sampler: Node) -> float | None:
+    return as_number(reading.value(reading.linked(sampler.inputs.get("sigmas")) or sampler, "denoise"))
+
+
+def _vae(reading: _Reading) -> str | None:
+    """The name of one that is loaded by itself."""
+    names = (
+        as_text(reading.value(node, "vae_name", _TEXTS)) for node in reading.nodes.values() if node.kind == "VAELoader"
+    )
+    return next((name for name in names if name), None)

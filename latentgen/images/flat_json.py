@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 from latentgen.images.foreign import (
     ForeignMetadata,
     ForeignSettings,
+    NamedFiles,
+    NamedLoRA,
+    StartingPicture,
     as_number,
     as_objects,
     as_seed,
+    as_share,
     as_text,
     as_whole,
-    init_remark,
-    lora_remark,
     parse_object,
     short,
 )
@@ -42,6 +44,8 @@ class FlatForm:
     keys: Keys
     init: Sequence[str] = field(default=())
     """Keys that name a picture it started from."""
+    mask: str | None = None
+    """The key that names a mask; None where the tool does not say."""
     noise: str | None = None
     """Where the starting noise is not that of torch's CPU generator."""
     changes: Sequence[str] = field(default=())
@@ -66,11 +70,13 @@ def _interpret(form: FlatForm, said: Mapping[str, Any]) -> ForeignMetadata:
     sides = re.findall(r"[0-9]{1,6}", as_text(at("size")))
     width_px, height_px = sides if len(sides) == 2 else (at("width"), at("height"))
     skipped = as_whole(at("clip_skip"))  # SwarmUI counts from the end, -1
-    remarks = [lora_remark(*each) for each in _loras(said)]
+    start = None
     if any(said.get(name) for name in form.init):
-        remarks.append(init_remark())
+        is_masked = None if form.mask is None else bool(said.get(form.mask))
+        start = StartingPicture(strength=as_share(at("strength")), is_masked=is_masked)
+    vae = as_text(said.get("vae"))
     in_use = [key for key in form.changes if said.get(key) and str(said[key]) not in OFF]
-    remarks += [f"{key} {short(str(said[key]))}: not a setting that latentgen has" for key in in_use]
+    remarks = [f"{key} {short(str(said[key]))}: not a setting that latentgen has" for key in in_use]
     if form.noise is not None:
         remarks.append(f"starting noise: {form.noise}; here the CPU draws other noise for the same seed")
     return ForeignMetadata(
@@ -89,6 +95,11 @@ def _interpret(form: FlatForm, said: Mapping[str, Any]) -> ForeignMetadata:
             clip_skip=abs(skipped) if skipped else None,
         ),
         model=as_text(at("model")) or None,
+        named=NamedFiles(
+            loras=tuple(NamedLoRA(str(name), as_number(scale)) for name, scale in _loras(said)),
+            vae=vae if vae and vae not in OFF else None,
+            start=start,
+        ),
         could_not=tuple(remarks),
         also={"Version": as_text(at("version"))} if as_text(at("version")) else {},
     )
@@ -119,7 +130,10 @@ def _list(value: object) -> list[object]:
 
 def _mflux(text: PictureText) -> dict[str, Any] | None:
     said = parse_object(text.chunks.get("UserComment"))
-    return said if said is not None and "mflux_version" in said else None
+    if said is None or "mflux_version" not in said:
+        return None
+    kept = as_number(said.get("image_strength"))  # the share of the steps that is left out
+    return said if kept is None else {**said, "strength": 1 - kept}
 
 
 def _swarm(text: PictureText) -> dict[str, Any] | None:
@@ -139,10 +153,10 @@ def _draw_things(text: PictureText) -> dict[str, Any] | None:
     xmp = text.chunks.get("XMP", "")
     if "Draw Things" not in xmp:
         return None
-    match = re.search(r"<exif:UserComment>.*?(\{.*?\})\s*</", xmp, re.DOTALL)
-    if match is None:
-        return None
-    return parse_object(_unescape(match[1]))
+    comment = xmp.partition("<exif:UserComment>")[2]
+    start = comment.find("{")
+    end = None if start < 0 else re.compile(r"\}\s*</").search(comment, start)
+    return None if end is None else parse_object(_unescape(comment[start : end.start() + 1]))
 
 
 def _unescape(text: str) -> str:
@@ -165,8 +179,14 @@ def _novelai(text: PictureText) -> dict[str, Any] | None:
     said = parse_object(text.chunks.get("Comment"))
     if said is None:
         return None
-    from_a_picture = str(said.get("request_type", "")).startswith(("Img2Img", "NativeInfilling"))
-    return {**said, "model": text.chunks.get("Source", ""), "image": said.get("image") or from_a_picture}
+    kind = str(said.get("request_type", ""))
+    from_a_picture = kind.startswith(("Img2Img", "NativeInfilling"))
+    return {
+        **said,
+        "model": text.chunks.get("Source", ""),
+        "image": said.get("image") or from_a_picture,
+        "mask": kind.startswith("NativeInfilling"),
+    }
 
 
 _COMMON: Keys = {"prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seed", "steps": "steps"}
@@ -176,8 +196,16 @@ FORMS: tuple[FlatForm, ...] = (
     FlatForm(
         "mflux",
         _mflux,
-        {**_COMMON, **_SIZE, "guidance": "guidance", "model": "model", "version": "mflux_version"},
+        {
+            **_COMMON,
+            **_SIZE,
+            "guidance": "guidance",
+            "model": "model",
+            "strength": "strength",
+            "version": "mflux_version",
+        },
         init=("image_path", "image_paths", "masked_image_path", "controlnet_image_path", "depth_image_path"),
+        mask="masked_image_path",
         noise="MLX's there",
     ),
     FlatForm(
@@ -192,10 +220,11 @@ FORMS: tuple[FlatForm, ...] = (
             "schedule": "scheduler",
             "model": "model",
             "clip_skip": "clipstopatlayer",
+            "strength": "initimagecreativity",
             "version": "swarm_version",
         },
         init=("initimage", "initimagecreativity"),
-        changes=("vae", "variationseed", "variationseedstrength", "refinermodel", "refinerupscale", "controlnetmodel"),
+        changes=("variationseed", "variationseedstrength", "refinermodel", "refinerupscale", "controlnetmodel"),
     ),
     FlatForm(
         "Fooocus",
@@ -210,7 +239,7 @@ FORMS: tuple[FlatForm, ...] = (
             "clip_skip": "clip_skip",
             "version": "version",
         },
-        changes=("refiner_model", "styles", "sharpness", "adm_guidance", "freeu", "vae"),
+        changes=("refiner_model", "styles", "sharpness", "adm_guidance", "freeu"),
     ),
     FlatForm(
         "Draw Things",
@@ -239,8 +268,10 @@ FORMS: tuple[FlatForm, ...] = (
             "schedule": "noise_schedule",
             "guidance_rescale": "cfg_rescale",
             "model": "model",
+            "strength": "strength",
         },
         init=("image",),
+        mask="mask",
         noise="drawn on a GPU there",
         changes=("sm", "sm_dyn", "dynamic_thresholding", "skip_cfg_above_sigma"),
     ),

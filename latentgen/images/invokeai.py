@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from latentgen.images.foreign import (
     ForeignMetadata,
     ForeignSettings,
+    NamedFiles,
+    NamedLoRA,
+    StartingPicture,
     as_number,
     as_objects,
     as_seed,
+    as_share,
     as_text,
     as_whole,
-    init_remark,
-    lora_remark,
     parse_object,
     short,
 )
@@ -51,17 +54,15 @@ def read(text: PictureText) -> ForeignMetadata | None:
 
 
 def _read_newest(said: Mapping[str, Any]) -> ForeignMetadata:
-    remarks = [
-        lora_remark(_name(each.get("lora", each.get("model"))), each.get("weight"))
+    loras = (
+        NamedLoRA(_name(each.get("lora", each.get("model"))), as_number(each.get("weight")))
         for each in as_objects(said.get("loras"))
-    ]
-    remarks += list(dict.fromkeys(f"{what}: not supported" for name, what in _IGNORED.items() if said.get(name)))
-    if said.get("vae"):
-        remarks.append(f"VAE {short(_name(said['vae']))}: the model's own is used")
-    if as_text(said.get("generation_mode")).endswith(("img2img", "inpaint", "outpaint")):
-        remarks.append(init_remark())
-    if said.get("rand_device", "cpu") != "cpu":
-        remarks.append(f"starting noise: {short(said['rand_device'])} noise there, the CPU's here")
+    )
+    remarks = list(dict.fromkeys(f"{what}: not supported" for name, what in _IGNORED.items() if said.get(name)))
+    start = _start(as_text(said.get("generation_mode")), said.get("strength"))
+    device = said.get("rand_device", "cpu")
+    if device not in ("cpu", "cuda"):
+        remarks.append(f"starting noise: {short(device)} noise there, the CPU's here")
     prompt, negative = as_text(said["positive_prompt"]), as_text(said.get("negative_prompt"))
     skipped = as_whole(said.get("clip_skip"))
     sampler, schedule = _walk(as_text(said.get("scheduler")))
@@ -80,8 +81,10 @@ def _read_newest(said: Mapping[str, Any]) -> ForeignMetadata:
             guidance_rescale=as_number(said.get("cfg_rescale_multiplier")) or None,
             # Layers left out there; here the layer read, counted from 1.
             clip_skip=None if not skipped else skipped + 1,
+            rng="nv" if device == "cuda" else "cpu",
         ),
         model=_name(said.get("model")) or None,
+        named=NamedFiles(loras=tuple(loras), vae=_name(said.get("vae")) or None, start=start),
         could_not=(*remarks, *_compel(prompt, negative)),
         also=_version(said),
     )
@@ -91,11 +94,8 @@ def _read_older(said: Mapping[str, Any], image: Mapping[str, Any]) -> ForeignMet
     value = image.get("prompt")
     texts = [value] if isinstance(value, str) else [as_text(each.get("prompt")) for each in as_objects(value)]
     prompt, negative = _split_negative(", ".join(text for text in texts if text))
-    remarks: list[str] = []
-    if as_text(image.get("type")) not in ("", "txt2img"):
-        remarks.append(init_remark())
     unsupported = ("hires_fix", "seamless", "variations", "postprocessing", "threshold", "perlin")
-    remarks += [f"{name}: not supported" for name in unsupported if image.get(name)]
+    remarks = [f"{name}: not supported" for name in unsupported if image.get(name)]
     sampler, schedule = _walk(as_text(image.get("sampler")))
     return ForeignMetadata(
         tool=TOOL,
@@ -111,6 +111,7 @@ def _read_older(said: Mapping[str, Any], image: Mapping[str, Any]) -> ForeignMet
             height_px=as_whole(image.get("height")),
         ),
         model=as_text(said.get("model_weights")) or None,
+        named=NamedFiles(start=_start(as_text(image.get("type")), image.get("strength"))),
         could_not=(*remarks, *_compel(prompt, negative)),
         also=_version(said),
     )
@@ -124,8 +125,9 @@ def _read_oldest(line: str) -> ForeignMetadata | None:
         return None
     if not words:
         return None
-    flags = {word[:2]: (word[2:] or following) for word, following in zip(words[1:], [*words[2:], ""], strict=True)}
+    flags = {word[:2]: (word[2:] or following) for word, following in pairwise([*words[1:], ""])}
     prompt, negative = _split_negative(words[0])
+    mode = "inpaint" if "-M" in flags else "img2img" if "-I" in flags else ""
     sampler, schedule = _walk(flags.get("-A", ""))
     return ForeignMetadata(
         tool=TOOL,
@@ -140,8 +142,16 @@ def _read_oldest(line: str) -> ForeignMetadata | None:
             width_px=as_whole(flags.get("-W")),
             height_px=as_whole(flags.get("-H")),
         ),
-        could_not=(*([init_remark()] if "-I" in flags else []), *_compel(prompt, negative)),
+        named=NamedFiles(start=_start(mode, flags.get("-f"))),
+        could_not=tuple(_compel(prompt, negative)),
     )
+
+
+def _start(mode: str, strength: object) -> StartingPicture | None:
+    """The picture that it started from, by the mode, such as "txt2img", "sdxl_img2img" or "inpaint"."""
+    if not mode.endswith(("img2img", "inpaint", "outpaint")):
+        return None
+    return StartingPicture(strength=as_share(strength), is_masked=mode.endswith(("inpaint", "outpaint")))
 
 
 def _walk(name: str) -> tuple[str | None, str | None]:
@@ -155,9 +165,10 @@ def _walk(name: str) -> tuple[str | None, str | None]:
 
 def _split_negative(prompt: str) -> tuple[str, str]:
     """Before 3.0 the negative prompt stood in brackets inside the prompt."""
-    negative = re.findall(r"\[([^\[\]]*)\]", prompt)
-    kept = re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip() if negative else prompt
-    return kept, ", ".join(text.strip() for text in negative)
+    parts = re.split(r"\[([^\[\]]*)\]", prompt)
+    *before, rest = parts[::2]
+    kept = "".join([*(text.rstrip() for text in before), rest]).strip() if before else prompt
+    return kept, ", ".join(text.strip() for text in parts[1::2])
 
 
 def _compel(*texts: str) -> list[str]:

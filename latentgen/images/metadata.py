@@ -132,7 +132,7 @@ class PictureMetadata:
             "VAE": None if self.vae is None else self.vae.name,
             "Denoising strength": None if strength is None else _number(strength),
             "Clip skip": str(request.clip_skip) if (request.clip_skip or 1) > 1 else None,
-            "RNG": "CPU",
+            "RNG": request.rng.upper(),
             "Mask blur": str(request.init.mask_blur_px) if request.init and request.init.mask_sha256 else None,
             "Hires upscale": None if hires is None else _number(hires.scale),
             "Hires upscaler": None if hires is None else "Lanczos",

@@ -53,12 +53,18 @@ class GenerationResult:
         return encode_picture(self.pixels, format, picture_text(self.metadata) if with_metadata else None)
 
     def save(self, path: Path | str, *, overwrite: bool = False, with_metadata: bool = True) -> None:
-        """Write a picture file of the kind its name ends with. Raises FileExistsError rather than replace one."""
+        """Write a picture file of the kind its name ends with.
+
+        Raises InputError for another ending, or rather than replace a file; RuntimeFailure if the disk refuses.
+        """
         path = Path(path)
         if path.suffix.lower() not in FORMATS:
             raise InputError(f"{path.name} has no picture format's ending", hint=f"one of {', '.join(FORMATS)}")
         data = self.encode(FORMATS[path.suffix.lower()], with_metadata=with_metadata)
-        write_file(path, data, overwrite=overwrite)
+        try:
+            write_file(path, data, overwrite=overwrite)
+        except FileExistsError:
+            raise InputError(f"{path} exists", hint="overwrite=True replaces it") from None
 
 
 def picture_text(metadata: PictureMetadata) -> PictureText:

@@ -43,6 +43,7 @@ from latentgen.pipeline.decoding import decode, encode
 from latentgen.pipeline.deep_cache import CachingDenoiser, DeepCache
 from latentgen.pipeline.devices import choose_device, choose_dtype, dtype_name
 from latentgen.pipeline.drawing import Drawing
+from latentgen.pipeline.given_pictures import GivenPicture, start_from
 from latentgen.pipeline.hires import enlarge
 from latentgen.pipeline.init_picture import InitPictures, as_tensor
 from latentgen.pipeline.low_memory import OnDemandBundle, Part
@@ -50,7 +51,15 @@ from latentgen.pipeline.network import Network
 from latentgen.pipeline.result import GenerationResult, Timings
 from latentgen.pipeline.start import Start, start_from_noise, start_from_picture
 from latentgen.pipeline.tiling import Tiling
-from latentgen.request import EmbeddingUse, GenerationRequest, LoRAUse, RequestFields, check_fits, complete_request
+from latentgen.request import (
+    EmbeddingUse,
+    GenerationRequest,
+    LoRAUse,
+    RequestFields,
+    check_fits,
+    complete_request,
+    random_seed,
+)
 from latentgen.samplers.registry import SAMPLERS, SCHEDULES, get_sampler
 from latentgen.samplers.step import OnStep, Step
 
@@ -171,23 +180,40 @@ class TextToImage:
         self,
         prompt: str,
         *,
-        seed: int,
+        seed: int | None = None,
         count: int = 1,
+        init_image: GivenPicture | None = None,
+        mask: GivenPicture | None = None,
+        strength: float | None = None,
         pictures: Mapping[str, NDArray[np.uint8]] | None = None,
         **given: Unpack[RequestFields],
     ) -> Iterator[GenerationResult]:
         """Pictures of one prompt with seeds seed, seed + 1, ...; what is not `given` is the model's default.
 
-        `pictures` are what `init` names, as for `generate`.
+        `seed` None is a random one, which the results have. `init_image`, `mask` and `strength` are the command line's,
+        and so is the size that follows from them; `pictures` are what `init` names instead, as for `generate`.
         """
-        config = self.bundle.config
-        requests = [complete_request(config, prompt=prompt, seed=seed + i, **given) for i in range(count)]
+        config, first = self.bundle.config, random_seed(count) if seed is None else seed
+        given, pictures = start_from(config, given, pictures, init_image=init_image, mask=mask, strength=strength)
+        requests = [complete_request(config, prompt=prompt, seed=first + i, **given) for i in range(count)]
         return self.generate(requests, pictures=pictures)
 
-    def steps(self, prompt: str, *, seed: int, **given: Unpack[RequestFields]) -> Drawing[GenerationResult]:
+    def steps(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        init_image: GivenPicture | None = None,
+        mask: GivenPicture | None = None,
+        strength: float | None = None,
+        pictures: Mapping[str, NDArray[np.uint8]] | None = None,
+        **given: Unpack[RequestFields],
+    ) -> Drawing[GenerationResult]:
         """One picture to be watched: iterate over its steps, then take the `result`, the same as `draw` gives."""
-        request = complete_request(self.bundle.config, prompt=prompt, seed=seed, **given)
-        return Drawing(lambda on_step: next(self.generate([request], on_step=on_step)))
+        config = self.bundle.config
+        given, found = start_from(config, given, pictures, init_image=init_image, mask=mask, strength=strength)
+        request = complete_request(config, prompt=prompt, seed=random_seed() if seed is None else seed, **given)
+        return Drawing(lambda on_step: next(self.generate([request], pictures=found, on_step=on_step)))
 
     def generate(
         self,
@@ -293,7 +319,7 @@ class TextToImage:
         places: how many pictures the U-Net is given, at least B.
         """
         request = batch[0]  # alike in all that the sampler looks at, see _batches
-        source = NoiseSource([each.seed for each in batch])
+        source = NoiseSource([each.seed for each in batch], request.rng)
         start = self._start(batch, source, init)
         latents, failures = self._sample(request, start, source, conditioning, on_step, places)
         if request.hires is None:
@@ -496,4 +522,5 @@ def _walk(request: GenerationRequest) -> tuple[object, ...]:
         request.loras,
         None if request.init is None else (request.init.strength, keeps_pixels(request.init)),
         request.hires,
+        request.rng,
     )

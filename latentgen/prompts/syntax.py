@@ -39,7 +39,7 @@ _BREAK: Final = re.compile(r"\bBREAK\b")
 _LORA: Final = re.compile(r"<lora:([^<>]+)>")
 _UNSUPPORTED: Final = re.compile(
     r"""(?<!\\)\[[^\[\]\\]*:\s*(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)\s*\]   # [from:to:when], [to:when], [from::when]
-      | (?<!\\)\[[^\[\]\\]*\|[^\[\]\\]*\]                                 # [one|other]
+      | (?<!\\)\[[^\[\]\\|]*\|[^\[\]\\]*\]                                # [one|other]
       | \bAND\b""",
     re.VERBOSE,
 )
@@ -85,8 +85,13 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
         text=text,
         sections=_sections(text),
         loras=tuple(_read_lora(match[1]) for match in _LORA.finditer(prompt)),
-        unsupported=tuple(dict.fromkeys(_UNSUPPORTED.findall(text))),
+        unsupported=find_unsupported(prompt),
     )
+
+
+def find_unsupported(prompt: str) -> tuple[str, ...]:
+    """`ParsedPrompt.unsupported`, also of a prompt that cannot be parsed."""
+    return tuple(dict.fromkeys(_UNSUPPORTED.findall(_LORA.sub("", prompt))))
 
 
 def escape(text: str) -> str:
@@ -166,7 +171,7 @@ def _read_lora(fields: str) -> LoRATag:
         raise InputError(f"the prompt's {tag} is not a LoRA and its scale", hint="<lora:name:0.8>")
     numbers: list[float] = []
     for scale in scales:
-        if not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", scale):
+        if not re.fullmatch(r"[+-]?(?:[0-9]++\.?[0-9]*|\.[0-9]+)", scale):
             raise InputError(f"the prompt's {tag}: {scale!r} is not a scale", hint="for instance <lora:name:0.8>")
         numbers.append(float(scale))
     if len(set(numbers)) == 2:

@@ -123,6 +123,8 @@ _REASONS: Final = {
 }
 _CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _CHECKPOINT: Final = "sd_model_checkpoint"
+_RANDOM_SOURCE: Final = "randn_source"
+_RNGS: Final = {"CPU": "cpu", "NV": "nv", "GPU": "nv"}
 
 FIXED: Final[Mapping[str, Any]] = {
     "cmd-flags": {},
@@ -221,6 +223,8 @@ def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
             values |= flag_value(key, "clip-skip", value)
         elif key == _CHECKPOINT:
             check_model(value, here.model)
+        elif key == _RANDOM_SOURCE and value in _RNGS:
+            values["rng"] = _RNGS[value]
         elif value not in (None, "", "Automatic", "None"):
             remarks.append(f"override_settings.{short(str(key))}: not a setting that latentgen has")
     return values, remarks

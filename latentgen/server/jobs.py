@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from latentgen.cli.add_ons import AddOns, LoRAFiles
 from latentgen.cli.console import Console
 from latentgen.cli.embeddings import with_embeddings
-from latentgen.cli.init_pictures import InitFiles, pass_notes
+from latentgen.cli.init_pictures import InitFiles, pass_notes, size_notes
 from latentgen.cli.memory import check_memory
 from latentgen.cli.model_names import models_folder
 from latentgen.cli.plan import Entry, plan_requests
@@ -121,7 +121,8 @@ class Planner:
         tell_of_prompts(told, requests, self.folder, self.embeddings, strict=False)
         tell_of_unseen_words(told, requests, self.folder, [file.name for file in self.embeddings])
         check_memory(requests, self.config, self.device, self.dtype)
-        notes = [*told.lines, *init_files.notes, *pass_notes(requests, self.config)]
+        sizes = size_notes(requests, self.config, self.folder)
+        notes = [*told.lines, *sizes, *init_files.notes, *pass_notes(requests, self.config)]
         return Job(requests, init_files, add_ons.loras, notes)
 
     def _check_size(self, requests: Sequence[GenerationRequest]) -> None:

@@ -28,8 +28,8 @@ SPOILED_SEED = 7
 class Spoiled(text_to_image.NoiseSource):
     """Noise of which one seed's picture cannot be made."""
 
-    def __init__(self, seeds: list[int]) -> None:
-        super().__init__(seeds)
+    def __init__(self, seeds: list[int], rng: str) -> None:
+        super().__init__(seeds, rng)
         self.is_spoiled = SPOILED_SEED in seeds
 
     def draw(self, shape: tuple[int, ...]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -60,6 +61,13 @@ def test_help_is_what_nothing_asks_for(arguments: list[str], cli: Cli) -> None:
     outcome = cli(*arguments)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == cli("--help").out
+
+
+@pytest.mark.parametrize("family", ["models", "data", "evaluate"])
+def test_a_family_alone_shows_its_commands(family: str, cli: Cli) -> None:
+    outcome = cli(family)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == cli(family, "--help").out
 
 
 def test_the_version_is_the_packages(cli: Cli) -> None:
@@ -126,3 +134,55 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments: list[str]) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
+
+
+SLOW_IMPORT = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(20)
+except BaseException:
+    pass
+print("loaded without a part of itself", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "code", "line"),
+    [
+        (("generate", "a cat", "-o", "a.png"), "SIGINT", 130, "interrupted\n"),
+        (("generate", "a cat", "-o", "a.png"), "SIGTERM", 143, "terminated\n"),
+        (("decode", "a.safetensors", "-o", "a.png"), "SIGINT", 130, "interrupted\n"),
+        (("evaluate", "scenes", "--per-category", "1", "--renders", "0"), "SIGINT", 130, "interrupted\n"),
+        (("serve", "--port", "0"), "SIGINT", 130, "interrupted\n"),
+    ],
+)
+def test_a_signal_while_torch_is_imported_ends_the_process(
+    arguments: tuple[str, ...], name: str, code: int, line: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """An import that is signalled in its midst, and catches whatever is raised in it."""
+    modules, here = tmp_path / "modules", tmp_path / "here"
+    for folder in (modules / "torch", here):
+        folder.mkdir(parents=True)
+    (modules / "torch" / "__init__.py").write_text(SLOW_IMPORT.format(name=name))
+    done = subprocess.run(
+        [sys.executable, "-m", "latentgen", *arguments, "-m", str(tiny_model)],
+        cwd=here,
+        env={**ENVIRONMENT, "PYTHONPATH": f"{modules}{os.pathsep}{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", line)
+    assert not list(here.iterdir())
+
+
+def test_an_interrupt_that_is_ignored_stays_so(cli: Cli) -> None:
+    """As in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cli("--version").code == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_scenes_draws_judges_and_resumes(cli: Cli, tiny_model: Path, probe: Path
     assert outcome.code == 0, outcome.err
     assert "attribute binding" in outcome.out
     assert "held-out composition" in outcome.out
+    assert "{" not in outcome.out
+    figure = r" +\d+\.\d{3}"
+    for name, figures in (
+        ("Frechet distance to renders, 30 pictures", figure),  # with --renders 1 there is no second set
+        ("diversity, 5 prompts", 2 * figure),
+        ("nearest of 4 training pictures, 5th percentile", 2 * figure),
+    ):
+        assert re.search(f"^{name}{figures}$", outcome.out, flags=re.MULTILINE), outcome.out
     out = tmp_path / "scores"
     scores = json.loads((out / "scores.json").read_text())
     assert scores["scores"]["all"]["all"]["model"]["total"] == 30

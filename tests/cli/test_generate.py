@@ -101,10 +101,28 @@ def test_a_jsonl_line_may_hold_any_flag(cli: Cli, tiny_model: Path, tmp_path: Pa
     assert (hen["seed"], second_hen["seed"], hen["sampler"], hen["steps"]) == (1, 2, "euler_a", 4)
 
 
+def test_a_seed_of_64_bits_is_its_low_32(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    long, low = 156680208700286, 4096709502
+    assert cli("generate", "a cat", "-m", tiny_model, "-s", str(low), "-o", "low.png").code == 0
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", str(long), "-o", "long.png")
+    assert (outcome.code, outcome.err) == (0, f"seed {long}: its low 32 bits, {low}, make the same noise\n")
+    assert (tmp_path / "long.png").read_bytes() == (tmp_path / "low.png").read_bytes()
+    rows = [{"prompt": "a cat", "seed": seed} for seed in (2**64 - 1, long, 7)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = cli("generate", "--prompts", "p.jsonl", "-m", tiny_model, "--dry-run", "--json")
+    assert [json.loads(line)["request"]["seed"] for line in outcome.out.splitlines()] == [2**32 - 1, low, 7]
+    said = f"seed {2**64 - 1}: its low 32 bits, {2**32 - 1}, make the same noise; so with 1 more\n"
+    assert outcome.err == said
+    outcome = cli("generate", "a cat", "-m", tiny_model, "-s", str(long), "--rng", "nv", "--dry-run")
+    assert "are drawn; an NVIDIA GPU looks at all 64" in outcome.err
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "seed": -2}')
+    assert cli("generate", "--prompts", "p.jsonl", "-m", tiny_model, "--dry-run").code == 2
+
+
 def test_a_jsonl_line_takes_every_name_of_a_flag(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     row = {
         "prompt": "a fox", "negative": "fog", "cfg_scale": 5, "repeats": 2, "guidance-interval": [0.1, 0.8],
-        "guidance_rescale": 0.5, "clip_skip": 2, "height": 80, "steps": None,
+        "guidance_rescale": 0.5, "clip_skip": 2, "height": 80, "steps": None, "rng": "nv",
     }  # fmt: skip
     text_form = {"prompt": "a hen", "guidance_interval": "0.1,0.8", "eta": 1, "sampler": "DDIM"}
     (tmp_path / "p.jsonl").write_text(f"{json.dumps(row)}\n# a comment\n{json.dumps(text_form)}\n")
@@ -115,6 +133,7 @@ def test_a_jsonl_line_takes_every_name_of_a_flag(cli: Cli, tiny_model: Path, tmp
     assert first == {**second, "seed": 1}
     assert (first["negative_prompt"], first["guidance"], first["guidance_interval"]) == ("fog", 5.0, [0.1, 0.8])
     assert (first["guidance_rescale"], first["clip_skip"], first["height_px"]) == (0.5, 2, 80)
+    assert (first["rng"], "rng" in hen) == ("nv", False)
     assert first["steps"] == 4, "null is the model's own, whatever the command line says"
     assert (hen["guidance_interval"], hen["eta"], hen["sampler"], hen["steps"]) == ([0.1, 0.8], 1.0, "ddim", 9)
 
@@ -129,6 +148,15 @@ def test_a_config_file_fills_in_what_the_command_line_leaves_out(cli: Cli, tiny_
     cat, dog = (json.loads(line)["request"] for line in outcome.out.splitlines())
     assert (cat["prompt"], dog["prompt"], cat["seed"], cat["steps"], cat["guidance"]) == ("a cat", "a dog", 5, 2, 4.0)
     assert (cat["guidance_interval"], cat["height_px"], cat["sampler"]) == ([0.1, 0.8], 80, "dpmpp_2m")
+
+
+def test_a_config_file_takes_one_string_for_a_list(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('prompt = "a cat"\nlora = "fox.safetensors"\n')
+    outcome = cli("generate", "--config", "c.toml", "-m", tiny_model, "--dry-run")
+    assert "--lora fox.safetensors" in outcome.err, "the file is looked for"
+    (tmp_path / "c.toml").write_text('prompt = "a cat"\n')
+    outcome = cli("generate", "--config", "c.toml", "-m", tiny_model, "--dry-run", "--json")
+    assert json.loads(outcome.out)["request"]["prompt"] == "a cat"
 
 
 def test_standard_input_is_a_prompt_a_line(
@@ -243,6 +271,31 @@ def test_json_is_one_event_a_line(cli: Cli, tiny_model: Path) -> None:
     assert (events[-1]["pictures"], events[-1]["failed"], events[-1]["load_s"] > 0) == (2, 0, True)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "line"),
+    [
+        (("a", "lighthouse", "at", "night"), "4 prompts of one word each: put a prompt of several words in quotes\n"),
+        (("cat", "dog"), ""),
+        (("cat", "dog", "a hen"), ""),
+        (("-p", "cat", "-p", "dog", "-p", "hen"), ""),
+    ],
+)
+def test_words_without_quotes_are_told(prompts: tuple[str, ...], line: str, cli: Cli, tiny_model: Path) -> None:
+    outcome = cli("generate", *prompts, "-m", tiny_model, "-s", "1", "--dry-run")
+    assert (outcome.code, outcome.err) == (0, line)
+
+
+def test_a_size_far_from_the_models_own_is_told(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    asked = ("generate", "a cat", "a dog", "-m", tiny_model, "-s", "1", "--size", "112x96", "--dry-run")
+    assert cli(*asked).err == (
+        "112x96 is far from the 64x64 that tiny draws at: things come out several times; "
+        "--size 64x64 --hires 2x draws a large picture in two passes\n"
+    )
+    assert cli(*asked, "-q").err == ""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    assert "far from" not in cli(*asked, "-i", "a.png").err
+
+
 def test_a_dry_run_says_what_would_be_drawn_and_draws_nothing(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     outcome = cli("generate", "a cat", "-m", tiny_model, "-s", "5", "-n", "2", "--steps", "9", "--dry-run")
     lines = outcome.out.splitlines()
@@ -268,8 +321,8 @@ def test_pictures_that_fail_do_not_take_the_others_along(
     from latentgen.pipeline import text_to_image
 
     class Poisoned(text_to_image.NoiseSource):
-        def __init__(self, seeds: list[int]) -> None:
-            super().__init__(seeds)
+        def __init__(self, seeds: list[int], rng: str) -> None:
+            super().__init__(seeds, rng)
             self.is_bad = seeds[0] in bad
 
         def draw(self, shape: tuple[int, ...]) -> torch.Tensor:

@@ -56,6 +56,18 @@ def test_a_picture_of_a1111s(cli: Cli) -> None:
     assert "not repeatable   LoRA ink (0.8): only its name" in cli("info", "a.jpg").out
 
 
+def test_what_a1111_has_and_is_not_here_is_listed(cli: Cli) -> None:
+    text = (
+        "easy-neg, a [cat:dog:0.5] AND embedding:toy.pt\n"
+        'Steps: 20, Sampler: Euler, Seed: 1, RNG: CPU, VAE: mse.pt, TI hashes: "easy-neg: 01"'
+    )
+    Path("a.png").write_bytes(encode_picture(np.zeros((8, 8, 3), np.uint8), "PNG", PictureText(text, None)))
+    listed = json.loads(cli("info", "a.png", "--json").out)["not repeatable"]
+    assert [line.partition(":")[0] for line in listed[:3]] == ["embedding easy-neg", "embedding toy", "VAE mse.pt"]
+    (syntax,) = listed[3:]
+    assert syntax.startswith("[cat:dog:0.5], AND: prompt editing")
+
+
 def test_a_picture_of_comfyuis(cli: Cli) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("prompt", json.dumps({"1": {"class_type": "KSampler", "inputs": {"seed": 2**63, "steps": 20}}}))

@@ -187,6 +187,7 @@ def test_one_file_of_a_pulled_model(hub: FakeHub, tmp_path: Path) -> None:
         ("x" * 5000, "File name too long"),
         ("old.ckpt", "is a file; a model is a folder or a .safetensors file, and pickles are never opened here"),
         ("old.ckpt", "latentgen convert old.ckpt"),
+        ("my old.ckpt", "latentgen convert 'my old.ckpt' 'my old.safetensors'"),
     ],
 )
 def test_what_is_no_model(
@@ -195,7 +196,8 @@ def test_what_is_no_model(
     """Nothing is asked of the hub, though it could be reached."""
     monkeypatch.setattr("latentgen.cli.model_names.embedded_model_path", lambda: tmp_path)
     (tmp_path / "here").mkdir()
-    (tmp_path / "old.ckpt").write_bytes(b"PK")
+    for pickle in ("old.ckpt", "my old.ckpt"):
+        (tmp_path / pickle).write_bytes(b"PK")
     outcome = cli("models", "show", name)
     assert (outcome.code, outcome.err.count("\n")) == (3, 1)
     assert line in outcome.err

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from latentgen.cli.replay import compare
 from latentgen.images.files import FORMATS, PictureText, encode_picture, read_picture
@@ -231,7 +231,10 @@ def test_another_tools_picture_is_drawn_as_generate_would(cli: Cli, tiny_model: 
     )
     outcome = cli("replay", "a.png", "-m", tiny_model, "-o", "again.png")
     assert (outcome.code, outcome.out) == (0, "again.png\n")
-    assert outcome.err == "a.png: drawn by AUTOMATIC1111; all of it is honoured\n"
+    assert outcome.err == (
+        "a.png: drawn by AUTOMATIC1111; all of it is honoured\n"
+        "seed 4294967301: its low 32 bits, 5, make the same noise\n"
+    )
     # torch's generator looks at the low 32 bits of a seed: 4294967301 is 2^32 + 5.
     flags = (
         "--negative",
@@ -261,6 +264,7 @@ def test_what_could_not_be_honoured_is_listed(cli: Cli, tiny_model: Path) -> Non
     assert outcome.code == 0, outcome.err
     heads = [line.strip().split(":")[0] for line in outcome.err.splitlines()]
     assert heads[0] == "a.png"
+    assert "an NVIDIA GPU's is drawn" in outcome.err
     expected = {
         "model dream",
         "LoRA ink (0.8)",
@@ -275,7 +279,87 @@ def test_what_could_not_be_honoured_is_listed(cli: Cli, tiny_model: Path) -> Non
     }
     assert expected <= set(heads)
     request = PictureMetadata.from_json(read_picture(Path("again.png"))[1].document or {}).request
+    assert request.rng == "nv"
     assert (request.prompt, request.guidance, request.width_px, request.hires) == ("a cat", 4.5, 64, None)
+
+
+A1111 = "Steps: 4, Sampler: Euler, CFG scale: 4.5, Seed: 5, Size: 64x64, RNG: CPU, Version: v1.9.4"
+DIRECT = ("--steps", "4", "--sampler", "euler", "--schedule", "uniform", "-g", "4.5", "-s", "5", "--size", "64x64")
+"""The same for `generate`."""
+
+
+def test_another_tools_starting_picture_and_mask_are_used_as_there(cli: Cli, tiny_model: Path) -> None:
+    start = write_picture("start.png", 1)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save("mask.png")
+    write_with("a.png", f"a cat\n{A1111}, Denoising strength: 0.5, Mask blur: 2, Mask mode: Inpaint not masked")
+    given = ("-i", start, "--mask", "mask.png")
+    outcome = cli("replay", "a.png", "-m", tiny_model, *given, "-o", "again.png")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == "a.png: drawn by AUTOMATIC1111; all of it is honoured\ninpaint: 2 of 4 steps\n"
+    used = ("--strength", "0.5", "--mask-blur", "2", "--invert-mask")
+    assert cli("generate", "a cat", "-m", tiny_model, *DIRECT, *given, *used, "-o", "direct.png").code == 0
+    assert Path("again.png").read_bytes() == Path("direct.png").read_bytes()
+    without_mask = cli("replay", "a.png", "-m", tiny_model, "-i", start, "-o", "b.png").err.splitlines()
+    assert without_mask[:2] == [
+        "a.png: drawn by AUTOMATIC1111; not as there:",
+        "  the mask: it is not in the file; give it with --mask",
+    ]
+    missing = cli("replay", "a.png", "-m", tiny_model, "-i", "no.png", "-o", "c.png")
+    assert (missing.code, missing.err) == (3, "error: there is no file no.png\n")
+    alone = cli("replay", "a.png", "-m", tiny_model, "--mask", "mask.png", "-o", "c.png")
+    assert (alone.code, alone.err.count("\n"), "needs a picture to start from" in alone.err) == (2, 1, True)
+
+
+def test_a_picture_without_a_size_starts_at_the_size_of_its_own(cli: Cli, tiny_model: Path) -> None:
+    """ComfyUI says none where a picture is loaded."""
+    pixels = np.zeros((48, 80, 3), np.uint8)
+    Path("start.png").write_bytes(encode_picture(pixels, "PNG", None))
+    nodes = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "start.png"}},
+        "2": {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}},
+        "4": {"class_type": "KSampler", "inputs": {
+            "seed": 156680208700286, "steps": 4, "denoise": 0.5, "positive": ["3", 0], "latent_image": ["2", 0]}},
+    }  # fmt: skip
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("prompt", json.dumps(nodes))
+    Image.new("RGB", (8, 8)).save("a.png", pnginfo=chunks)
+    outcome = cli("replay", "a.png", "-m", tiny_model, "-i", "start.png", "-o", "again.png")
+    assert outcome.code == 0, outcome.err
+    assert "seed 156680208700286: its low 32 bits, 4096709502, make the same noise\n" in outcome.err
+    assert read_picture(Path("again.png"))[0].shape == pixels.shape
+    request = PictureMetadata.from_json(read_picture(Path("again.png"))[1].document or {}).request
+    assert (request.seed, request.init and request.init.strength) == (4096709502, 0.5)
+
+
+@pytest.mark.parametrize("flag", ["--init-image", "--mask"])
+def test_another_tools_picture_without_one_refuses_it(flag: str, cli: Cli, tiny_model: Path) -> None:
+    write_picture("b.png", 1)
+    write_with("a.png", f"a cat\n{A1111}")
+    outcome = cli("replay", "a.png", "-m", tiny_model, flag, "b.png")
+    assert (outcome.code, outcome.err) == (2, f"error: {flag} b.png: this picture was drawn without one\n")
+    assert sorted(os.listdir()) == ["a.png", "b.png"]
+    write_with("a.png", f"a cat\n{A1111}, Denoising strength: 0.5")
+    assert cli("replay", "a.png", "-m", tiny_model, "-i", "b.png", "--mask", "b.png").code == 2
+
+
+@pytest.mark.parametrize("words", ["a [cat:dog:0.5]", "a [cat|dog]", "a cat AND a dog"])
+def test_syntax_that_is_read_as_words_is_warned_of(words: str, cli: Cli, tiny_model: Path) -> None:
+    write_with("a.png", f"{words}\n{A1111}")
+    outcome = cli("replay", "a.png", "-m", tiny_model, "-o", "again.png")
+    said = cli("generate", words, "-m", tiny_model, "-s", "1", "--dry-run").err
+    assert said.startswith("warning: ")
+    assert (outcome.code, outcome.err) == (0, f"a.png: drawn by AUTOMATIC1111; not as there:\n{said}")
+    (line,) = json.loads(cli("info", "a.png", "--json").out)["not repeatable"]
+    assert said == f"warning: {line}\n"
+
+
+def test_a_prompt_of_many_chunks_is_told_of(cli: Cli, tiny_model: Path) -> None:
+    write_with("a.png", f"{'cat ' * 80}\n{A1111}")
+    outcome = cli("replay", "a.png", "-m", tiny_model, "-o", "again.png")
+    assert outcome.err == "a.png: drawn by AUTOMATIC1111; all of it is honoured\nprompt of 160 tokens: 3 chunks\n"
 
 
 def test_another_tools_pixels_cannot_be_verified(cli: Cli, tiny_model: Path) -> None:

@@ -214,9 +214,21 @@ def test_what_is_not_done_is_said(ask: Ask, said: dict[str, Any], remark: str) -
 
 
 def test_clip_skip_and_the_models_own_name_are_honoured(ask: Ask, server: Server) -> None:
-    settings = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": server.title}
+    settings = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": server.title, "randn_source": "NV"}
     info = info_of(ask(TXT2IMG, {"prompt": "a cat", "steps": 2, "override_settings": settings}))
     assert (info["clip_skip"], info["could_not"]) == (2, [])
+    assert "RNG: NV" in info["infotexts"][0]
+
+
+def test_a_size_far_from_the_models_own_is_said(ask: Ask) -> None:
+    info = info_of(ask(TXT2IMG, {"prompt": "a cat", "steps": 2, "width": 128, "height": 96}))
+    assert [note for note in info["notes"] if note.startswith("128x96 is far from the 64x64 that ")]
+
+
+def test_a_seed_of_64_bits_is_its_low_32(ask: Ask) -> None:
+    info = info_of(ask(TXT2IMG, {"prompt": "a cat", "steps": 2, "seed": 156680208700286}))
+    assert (info["seed"], info["all_seeds"]) == (4096709502, [4096709502])
+    assert "seed 156680208700286: its low 32 bits, 4096709502, make the same noise" in info["notes"]
 
 
 @pytest.fixture

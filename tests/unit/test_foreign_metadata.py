@@ -16,7 +16,18 @@ from PIL import Image, PngImagePlugin
 from latentgen.errors import InputError
 from latentgen.images.a1111 import parse_parameters
 from latentgen.images.files import PictureText, encode_picture, read_picture_text
-from latentgen.images.foreign import ForeignMetadata, ForeignSettings, as_number, as_whole, parse_object, read_foreign
+from latentgen.images.foreign import (
+    ForeignMetadata,
+    ForeignSettings,
+    NamedFiles,
+    NamedLoRA,
+    StartingPicture,
+    as_number,
+    as_whole,
+    parse_object,
+    plain_embeddings,
+    read_foreign,
+)
 from latentgen.samplers.registry import resolve_sampler, resolve_schedule
 
 
@@ -28,6 +39,10 @@ def said(text: PictureText) -> ForeignMetadata:
 
 def a1111(text: str) -> ForeignMetadata:
     return said(PictureText(text))
+
+
+def not_repeatable(found: ForeignMetadata) -> str:
+    return "\n".join([*found.named.missing(), *found.could_not])
 
 
 # A1111
@@ -61,10 +76,12 @@ def test_a_second_pass_weights_and_odd_prompts() -> None:
         clip_skip=2,
         hires_scale=1.5,
         hires_strength=0.45,
+        rng="cpu",
     )
     assert found.model == "some_model"
     assert found.also["Lora hashes"] == "ink_v2: 1f2e3d4c5b6a, other: 00"
-    remarks = "\n".join(found.could_not)
+    assert found.named == NamedFiles(loras=(NamedLoRA("ink_v2", 0.8),), vae="vae-ft-mse.safetensors")
+    remarks = not_repeatable(found)
     for part in ("LoRA ink_v2 (0.8)", "Hires upscaler R-ESRGAN 4x+", "ENSD 31337", "ControlNet 0 Module: canny, Model"):
         assert part in remarks
     assert "starting noise" not in remarks
@@ -90,10 +107,54 @@ def test_a1111s_samplers_and_schedules_are_known_here(fields: str, sampler: str,
 
 
 def test_pictures_from_pictures_and_noise_from_a_gpu_are_told() -> None:
-    remarks = a1111("x\nSteps: 20, Sampler: Euler, CFG scale: 7, Denoising strength: 0.75, Mask blur: 4").could_not
-    assert "Mask blur 4: give it with --mask-blur to generate" in remarks
-    assert any("--init-image" in remark for remark in remarks)
-    assert any(remark.startswith("starting noise: GPU") for remark in remarks)
+    found = a1111("x\nSteps: 20, Sampler: Euler, CFG scale: 7, Denoising strength: 0.75, Mask blur: 3")
+    assert found.named.start == StartingPicture(strength=0.75, is_masked=True, mask_blur_px=3)
+    assert found.named.missing() == [
+        "the picture it starts from (0.75): it is not in the file; give it with --init-image",
+        "the mask: it is not in the file; give it with --mask",
+    ]
+    assert found.named.missing(init_image=True, mask=True) == []
+    assert any(remark.startswith("starting noise: GPU") for remark in found.could_not)
+
+
+@pytest.mark.parametrize(
+    ("fields", "start"),
+    [
+        ("Denoising strength: 0.5", StartingPicture(strength=0.5, is_masked=False)),
+        ("Denoising strength: 7, Mask blur: -1", StartingPicture(is_masked=True)),
+        ("Denoising strength: 1, Mask mode: Inpaint not masked",
+         StartingPicture(strength=1, is_masked=True, invert_mask=True)),
+        ("Denoising strength: 0.5, Hires upscale: 2", None),
+    ],
+)  # fmt: skip
+def test_how_a1111_used_a_picture(fields: str, start: StartingPicture | None) -> None:
+    assert a1111(f"x\nSteps: 20, Sampler: Euler, Seed: 1, {fields}").named.start == start
+
+
+def test_add_ons_of_a1111_are_named() -> None:
+    tags = "<lora:sub/ink.safetensors:0.8> <lora:fog> <lyco:pen:0.7:0.2> <hypernet:h:1>"
+    found = a1111(
+        f"easy-neg {tags}\nSteps: 20, Sampler: Euler, Seed: 1, RNG: CPU, VAE: mse.pt, "
+        'TI hashes: "easy-neg: c74b4e810b03, bad hands: aa7651be154c"'
+    )
+    loras = (NamedLoRA("sub/ink.safetensors", 0.8), NamedLoRA("fog"), NamedLoRA("pen"))
+    assert found.named == NamedFiles(loras=loras, embeddings=("easy-neg", "bad hands"), vae="mse.pt")
+    assert found.named.scales == {"ink": 0.8, "fog": 1.0, "pen": 1.0}
+    assert found.prompt == "easy-neg"
+    assert found.could_not == (
+        "LoRA pen: its weight 0.7:0.2 is not one number; 1 is taken",
+        "hypernetwork h: not supported",
+    )
+    given = found.named.missing(loras=["ink", "fog", "pen"], embeddings=["EASY-NEG", "bad hands"], vae=True)
+    assert given == []
+
+
+@pytest.mark.parametrize(("said", "rng", "told"), [("", "nv", 1), (", RNG: GPU", "nv", 1), (", RNG: NV", "nv", 0),
+                                                   (", RNG: CPU", "cpu", 0)])  # fmt: skip
+def test_whose_noise_it_was(said: str, rng: str, told: int) -> None:
+    found = a1111(f"x\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512{said}")
+    assert found.settings.rng == rng
+    assert sum(remark.startswith("starting noise") for remark in found.could_not) == told
 
 
 @pytest.mark.parametrize(
@@ -234,7 +295,7 @@ def test_loras_clip_skip_vae_and_a_second_pass() -> None:
     )
     assert (found.settings.seed, found.settings.steps, found.settings.clip_skip) == (156680208700286, 20, 2)
     assert found.model == "v1-5-pruned.safetensors"
-    remarks = "\n".join(found.could_not)
+    remarks = not_repeatable(found)
     for part in ("LoRA ink.safetensors (0.8)", "LoRA b.safetensors (0.5)", "VAE mse", "a second pass of strength 0.5"):
         assert part in remarks
 
@@ -272,9 +333,29 @@ def test_custom_samplers_and_values_behind_links() -> None:
     assert found.settings == ForeignSettings(
         seed=42, steps=30, guidance=4.5, sampler="euler_ancestral", schedule="leading", guidance_rescale=0.7
     )
-    remarks = "\n".join(found.could_not)
-    assert "start.png" in remarks
-    assert "denoise 0.6" in remarks
+    assert found.named == NamedFiles(start=StartingPicture(title="start.png", strength=0.6, is_masked=False))
+    assert found.could_not == ()
+    (remark,) = found.named.missing()
+    assert remark.startswith("the picture start.png that it starts from (0.6): ")
+
+
+def test_a_mask_and_an_embedding_of_comfyuis() -> None:
+    prompt = "a bottle, (embedding:sub/easy-neg.pt:1.2), embedding:toy"
+    found = comfy(
+        graph(
+            n3={"inputs": {"latent_image": ["40", 0], "denoise": 0.4}},
+            n6={"inputs": {"text": prompt}},
+            n40={"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["41", 0], "mask": ["42", 1]}},
+            n41={"class_type": "VAEEncode", "inputs": {"pixels": ["42", 0], "vae": ["4", 2]}},
+            n42={"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        )
+    )
+    start = StartingPicture(title="a.png", strength=0.4, is_masked=True)
+    assert found.named == NamedFiles(embeddings=("easy-neg", "toy"), start=start)
+    assert (found.prompt, found.could_not) == (prompt, ())
+    assert plain_embeddings(prompt) == "a bottle, (easy-neg:1.2), toy"
+    alone = comfy(graph(n3={"inputs": {"denoise": 0.4}}))
+    assert (alone.named.start, alone.could_not) == (None, ("denoise 0.4: all steps are drawn",))
 
 
 def test_combined_texts_are_joined_and_told() -> None:
@@ -356,17 +437,21 @@ def test_invokeai_3() -> None:
         width_px=768,
         height_px=432,
         clip_skip=2,
+        rng="cpu",
     )
     assert resolve_sampler("dpmpp_2m_sde_k") == ("dpmpp_2m_sde", "karras")
-    assert [remark.split(":")[0] for remark in found.could_not] == [
+    assert [remark.split(":")[0] for remark in not_repeatable(found).splitlines()] == [
         "LoRA ink (0.75)",
-        "ControlNet",
         "VAE sd-vae-ft-mse",
+        "ControlNet",
     ]
     newer = {**document, "model": {"key": "k", "name": "amixx 2"}, "loras": [{"model": {"name": "ink 2"}, "weight": 1}]}
     found = said(PictureText(chunks={"invokeai_metadata": json.dumps(newer)}))
     assert found.model == "amixx 2"
-    assert found.could_not[0].startswith("LoRA ink 2 (1)")
+    assert found.named.loras == (NamedLoRA("ink 2", 1),)
+    masked = {**document, "generation_mode": "inpaint", "strength": 0.7}
+    found = said(PictureText(chunks={"invokeai_metadata": json.dumps(masked)}))
+    assert found.named.start == StartingPicture(strength=0.7, is_masked=True)
 
 
 def test_invokeai_2_and_1() -> None:
@@ -396,6 +481,9 @@ def test_invokeai_2_and_1() -> None:
     assert oldest.settings == ForeignSettings(
         seed=123, steps=50, guidance=7.5, sampler="k_lms", schedule="linspace", width_px=512, height_px=704
     )
+    assert oldest.named.start is None
+    from_picture = said(PictureText(chunks={"Dream": "a -s 50 -S 1 -I a.png -f 0.6"}))
+    assert from_picture.named.start == StartingPicture(strength=0.6, is_masked=False)
     assert read_foreign(PictureText(chunks={"Dream": '"unclosed'})) is None
 
 
@@ -500,7 +588,7 @@ NOVELAI = {
 def test_what_one_object_says_beyond_us_is_listed(text: PictureText, remarks: list[str], model: str | None) -> None:
     foreign = read_foreign(text)
     assert foreign is not None
-    said = "; ".join(foreign.could_not)
+    said = not_repeatable(foreign)
     assert [each for each in remarks if each not in said] == [], said
     assert "sm_dyn" not in said
     assert "refiner_model" not in said
@@ -586,9 +674,27 @@ def test_tools_with_one_object(
 
 
 def test_mflux_names_files_without_their_folders() -> None:
-    remarks = said(PictureText(chunks={"UserComment": json.dumps(MFLUX)})).could_not
-    assert any(remark.startswith("LoRA ink.safetensors (0.5)") for remark in remarks)
-    assert not any("/home" in remark for remark in remarks)
+    remarks = not_repeatable(said(PictureText(chunks={"UserComment": json.dumps(MFLUX)})))
+    assert remarks.startswith("LoRA ink.safetensors (0.5)")
+    assert "/home" not in remarks
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        (PictureText(chunks={"UserComment": json.dumps({**MFLUX, "image_strength": 0.25})}),
+         StartingPicture(strength=0.75, is_masked=False)),
+        (PictureText(json.dumps({"sui_image_params": {**SWARM["sui_image_params"], "initimagecreativity": 0.6}})),
+         StartingPicture(strength=0.6)),
+        (PictureText(chunks={"Software": "NovelAI", "Comment": json.dumps(
+            {**NOVELAI, "request_type": "NativeInfillingRequest", "strength": 0.7})}),
+         StartingPicture(strength=0.7, is_masked=True)),
+        (PictureText(json.dumps(SWARM)), None),
+    ],
+    ids=["mflux, which counts what stays", "SwarmUI, which tells of no mask", "NovelAI", "no picture"],
+)  # fmt: skip
+def test_how_one_object_says_that_a_picture_was_used(text: PictureText, start: StartingPicture | None) -> None:
+    assert said(text).named.start == start
 
 
 # Files

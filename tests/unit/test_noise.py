@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from latentgen.diffusion.noise import NoiseSource, starting_point
+from latentgen.diffusion.philox import PhiloxNormal, philox
 from latentgen.errors import InputError
 
 SHAPES = [(4, 8, 8), (4, 5, 7), (1,), (3, 1, 5)]  # element counts that are and are not multiples of 16
@@ -50,6 +52,44 @@ def test_draws_differ_in_time_and_between_seeds() -> None:
     rows = torch.cat([source.draw((256,)), source.draw((256,))])
     assert rows.dtype == torch.float32
     assert len({tuple(row.tolist()) for row in rows}) == 6
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_its_authors_known_answers(counter: tuple[int, ...], key: int, words: tuple[int, ...]) -> None:
+    """Random123's `kat_vectors`, philox4x32 of 10 rounds."""
+    assert philox(np.array(counter, np.uint64)[:, None], key)[:, 0].tolist() == list(words)
+
+
+def test_the_noise_of_an_nvidia_gpu() -> None:
+    """`torch.randn(3, 4, device="cuda")` after `torch.manual_seed(0)`, as A1111 documents it."""
+    wanted = [
+        [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
+        [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
+        [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
+    ]
+    source = NoiseSource([7, 0], "nv")
+    np.testing.assert_allclose(source.draw((3, 4))[1], wanted, rtol=2e-7)
+    later = source.draw((3, 4))
+    assert later.dtype == torch.float32
+    stream = PhiloxNormal(7)
+    stream.draw(1)
+    assert torch.equal(later[0].flatten()[:5], torch.from_numpy(stream.draw(5))), (
+        "whatever was drawn before, or how much"
+    )
+    many = torch.from_numpy(PhiloxNormal(3).draw(100_000))
+    assert float(many.mean()) == pytest.approx(0, abs=0.01)
+    assert float(many.std()) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 7])

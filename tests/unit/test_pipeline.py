@@ -342,10 +342,21 @@ def test_a_saved_picture_carries_its_request(model: TextToImage, tmp_path: Path)
     assert metadata == result.metadata
     assert metadata.pixels_sha256 == pixels_sha256(pixels)
     assert str(tmp_path) not in (text.parameters or "") + str(text.document)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(InputError, match=r"a\.png exists \(overwrite=True replaces it\)"):
         result.save(tmp_path / "a.png")
+    result.save(tmp_path / "a.png", overwrite=True)
     with pytest.raises(InputError, match="ending"):
         result.save(tmp_path / "a.tiff")
+
+
+def test_without_a_seed_there_is_a_random_one(model: TextToImage) -> None:
+    first, second = model.draw("a cat", count=2, steps=1)
+    (other,) = model.draw("a cat", steps=1)
+    assert second.seed == first.seed + 1
+    assert other.seed not in (first.seed, second.seed)
+    assert model.steps("a cat", steps=1).result.seed not in (first.seed, second.seed, other.seed)
+    (again,) = model.draw("a cat", seed=first.seed, steps=1)
+    assert pixels_sha256(again.pixels) == pixels_sha256(first.pixels)
 
 
 def test_bfloat16_draws_the_same_scene(model: TextToImage) -> None:

@@ -61,6 +61,7 @@ FULL = replace(
     embeddings=(EmbeddingUse(name="my-boat", fingerprint="abcdef0123"),),
     init=InitPicture(sha256="ab" * 32, strength=0.5, mask_sha256="cd" * 32, mask_blur_px=4, outpaint=(0, 16, 0, 32)),
     hires=Hires(scale=1.5, strength=0.4),
+    rng="nv",
 )
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from latentgen.cli.init_pictures import InitFiles
+from latentgen.cli.plan import Entry, Flags, plan_requests
 from latentgen.diffusion.noise import NoiseSource
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.diffusion.strength import check_passes, hires_size, total_steps
-from latentgen.errors import InputError, RuntimeFailure
+from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.images.inputs import fit
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.pipeline import TextToImage
@@ -334,3 +338,75 @@ def test_a_second_pass_and_a_mask_are_refused_together(model: TextToImage) -> No
     request = replace(starting_from(a_picture(), a_mask()), hires=Hires())
     with pytest.raises(RequestError, match=r"hires redraws the whole picture.*draw it in two runs"):
         model.generate([request], pictures=by_hash(a_picture(), a_mask()))
+
+
+# What Python code gives
+
+
+@pytest.fixture(scope="module")
+def drawing() -> TextToImage:
+    return TextToImage(tiny_bundle())
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "picture", "array"])
+def test_python_starts_from_what_the_command_line_starts_from(kind: str, drawing: TextToImage, tmp_path: Path) -> None:
+    """A picture with an alpha channel, which is laid over white, and its mask: the same request, the same pixels."""
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    rgba = np.dstack([a_picture(50, 70), a_picture(50, 70)[..., 0]])
+    Image.fromarray(rgba).save(photo)
+    Image.fromarray(a_mask(50, 70)).save(mask)
+    files = InitFiles()
+    flags = Flags(seed=3, steps=4, init_image=photo, mask=mask, strength=0.6, width_px=80)
+    (request,) = plan_requests([Entry("a cat", flags)], TINY_MODEL, init_files=files)
+    (theirs,) = drawing.generate([request], pictures=files)
+    opaque = np.array(Image.alpha_composite(Image.new("RGBA", (70, 50), "white"), Image.fromarray(rgba)).convert("RGB"))
+    given: Any = {
+        "path": (photo, mask),
+        "str": (str(photo), str(mask)),
+        "picture": (Image.open(photo), Image.open(mask)),
+        "array": (opaque, a_mask(50, 70)),
+    }[kind]
+    asked: Any = {"seed": 3, "steps": 4, "init_image": given[0], "mask": given[1], "strength": 0.6, "width_px": 80}
+    (ours,) = drawing.draw("a cat", **asked)
+    assert ours.request == theirs.request
+    assert np.array_equal(ours.pixels, theirs.pixels)
+    assert np.array_equal(drawing.steps("a cat", **asked).result.pixels, ours.pixels)
+
+
+def test_python_has_the_defaults_of_the_command_line(drawing: TextToImage, tmp_path: Path) -> None:
+    """Strength and size of a picture, turned as its EXIF says; and of a second pass."""
+    turned = Image.fromarray(a_picture(200, 100))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "photo.png", exif=turned.getexif())
+    flags = Flags(seed=3, steps=4, init_image=tmp_path / "photo.png", hires="1.5x")
+    (request,) = plan_requests([Entry("a cat", flags)], TINY_MODEL)
+    with Image.open(tmp_path / "photo.png") as photo:
+        (ours,) = drawing.draw("a cat", seed=3, steps=4, init_image=photo, hires=1.5)
+    assert ours.request == request
+    assert (ours.request.width_px, ours.request.height_px) == (80, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mask": a_mask()}, "mask is for init_image, which is not given"),
+        ({"strength": 0.5}, "strength is for init_image, which is not given"),
+        ({"init_image": a_picture(), "init": InitPicture(sha256="0" * 64)}, "init and init_image contradict"),
+        ({"init_image": a_picture() / 255}, r"init_image must be bytes of \(H, W, 3\), not float64 of \(48, 64, 3\)"),
+        ({"init_image": a_mask()}, r"init_image must be bytes of \(H, W, 3\), not uint8 of \(48, 64\)"),
+        ({"init_image": a_picture(), "mask": a_mask() > 0}, r"mask must be bytes of \(H, W\), not bool"),
+        ({"init_image": a_picture(), "mask": a_mask(32)}, "the mask and the picture differ in size"),
+        ({"init_image": Image.new("F", (64, 48))}, "a picture of the mode F cannot be drawn from"),
+        ({"init_image": a_picture(), "strength": 2}, "strength 2 is out of range"),
+        ({"hires": 99.0}, "hires 99"),
+    ],
+)
+def test_what_python_cannot_start_from(given: dict[str, Any], message: str, drawing: TextToImage) -> None:
+    for draw in (drawing.draw, drawing.steps):
+        with pytest.raises(InputError, match=message):
+            draw("a cat", seed=3, **given)
+
+
+def test_a_file_to_start_from_must_be_there(drawing: TextToImage, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="there is no file"):
+        drawing.draw("a cat", init_image=tmp_path / "none.png")
