@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from latentgen.checkpoints.io import write_tensors
+from latentgen.data.pixels import to_float
 from latentgen.errors import InputError, ModelLoadError, ModelNotFoundError
 from latentgen.evaluation.augment import Augmentation, augment, shifted, softened, through_jpeg
 from latentgen.evaluation.judging import check_vocabulary, read_pictures
-from latentgen.evaluation.labelled import LabelledPictures, as_float
+from latentgen.evaluation.labelled import LabelledPictures
 from latentgen.evaluation.labels import LabelSet
 from latentgen.evaluation.probe import Probe, ProbeConfig, load_probe, save_probe
 from latentgen.evaluation.probe_training import (
@@ -94,7 +95,7 @@ def test_a_mirrored_picture_has_left_and_right_exchanged() -> None:
 def test_augmentation_flips_pictures_with_their_targets_and_leaves_its_arguments(data: LabelledPictures) -> None:
     still = Augmentation(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     targets = encode_labels(data.labels, LabelSet.of(data.labels))
-    pictures = as_float(data.pixels)
+    pictures = to_float(data.pixels)
     before = pictures.clone()
     flipped, wanted = augment(pictures, targets, torch.Generator().manual_seed(0), still)
     assert torch.equal(flipped, pictures.flip(-1))
