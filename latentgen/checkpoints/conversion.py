@@ -177,7 +177,7 @@ def _check_tokenizer(source: Source) -> None:
         for number, tokenizer in enumerate((source.tokenizer, published_tokenizer(source.config.text_encoder))):
             folder = Path(scratch, str(number))
             tokenizer.save(folder)
-            files = ("vocab.json", "merges.txt", "special_tokens_map.json")
+            files = ("vocab.json", "merges.txt", "tokenizer_config.json")
             written.append([(folder / name).read_bytes() for name in files])
     if written[0] != written[1]:
         raise InputError(

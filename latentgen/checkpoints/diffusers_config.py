@@ -29,6 +29,9 @@ from latentgen.jsonfile import read_json
 DIFFUSERS_VERSION: Final = "0.35.0"
 """Written into our files: the release whose config keys they use."""
 
+CLIP_VOCAB_SIZE: Final = 49408
+"""OpenAI's and OpenCLIP's, specials included."""
+
 PIPELINES: Final = frozenset(
     {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"}
 )
@@ -146,15 +149,17 @@ def read_text_encoder(path: Path, content: Content = None) -> TextEncoderConfig:
     if file.choice("model_type", ("clip_text_model", "clip"), "clip_text_model") == "clip":
         file = file.section("text_config", "text_config_dict")  # transformers, too, lets the second have its way
         file.choice("model_type", ("clip_text_model",), "clip_text_model")
-    vocab_size = file.integer("vocab_size", 49408)
-    bos = file.integer("bos_token_id", vocab_size - 2, minimum=0)
-    eos = file.integer("eos_token_id", vocab_size - 1, minimum=0)
+    vocab_size = file.integer("vocab_size", CLIP_VOCAB_SIZE)
+    # CLIP's last two entries, also where tokens were added behind them
+    last = min(vocab_size, CLIP_VOCAB_SIZE) - 1
+    bos = file.integer("bos_token_id", last - 1, minimum=0)
+    eos = file.integer("eos_token_id", last, minimum=0)
     pad = file.integer("pad_token_id", eos, minimum=0)
     if (bos, eos) == (0, 2):
-        # Files older than transformers 4.30 state ids that CLIP's vocabulary never had; the specials are its last two.
+        # Files older than transformers 4.30 state ids that CLIP's vocabulary never had.
         beside = path.parent.parent / "tokenizer"
-        pad = _pad_token_id(beside if beside.is_dir() else path.parent, vocab_size - 1)
-        bos, eos = vocab_size - 2, vocab_size - 1
+        pad = _pad_token_id(beside if beside.is_dir() else path.parent, last)
+        bos, eos = last - 1, last
     config = file.build(
         TextEncoderConfig,
         vocab_size=vocab_size,

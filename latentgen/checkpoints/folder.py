@@ -66,7 +66,7 @@ from latentgen.checkpoints.single_file import (
     with_prediction_type,
 )
 from latentgen.checkpoints.single_layout import SingleFile
-from latentgen.checkpoints.tokenizers import load_tokenizer, published_tokenizer
+from latentgen.checkpoints.tokenizers import load_tokenizer, published_tokenizer, unusual_tokens
 from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig
 from latentgen.errors import ModelLoadError, RuntimeFailure
 from latentgen.jsonfile import write_json
@@ -137,8 +137,9 @@ class ModelBundle:
     def fingerprint(self, *, remembered: bool = True) -> str:
         """Ten hexadecimal digits that tell this model from any other; computed once, when first asked for.
 
-        SHA-256 over the folder's files, so device and dtype it was loaded with do not change it; over a single file,
-        which makes it A1111's model hash; over the numbers themselves for a model made in memory.
+        SHA-256 over the folder's files, so device and dtype it was loaded with do not change it, and over what is
+        unusual about its tokens; over a single file, which makes it A1111's model hash; over the numbers themselves for
+        a model made in memory.
         remembered: files that have not changed since they were last hashed are not read again (`hashes.py`).
         """
         if self._fingerprint is None:
@@ -146,6 +147,10 @@ class ModelBundle:
                 digest = self._hash_numbers()
             else:
                 digest = sha256(*_model_files(self.folder), remembered=remembered)
+                is_file, text = self.folder.is_file(), self.config.text_encoder
+                unusual = "" if is_file else unusual_tokens(self.folder, self.tokenizer, text)
+                if unusual:
+                    digest = hashlib.sha256(f"{digest} {unusual}".encode()).hexdigest()
             self._fingerprint = digest[:FINGERPRINT_DIGITS]
         return self._fingerprint
 

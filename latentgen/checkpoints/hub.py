@@ -28,7 +28,16 @@ from latentgen.checkpoints.hub_cache import (
     offline_variable,
     repository_folder,
 )
-from latentgen.checkpoints.layout import CONFIG, INDEX, SCHEDULER, WEIGHTS, Part, read_config, weight_files
+from latentgen.checkpoints.layout import (
+    CONFIG,
+    INDEX,
+    SCHEDULER,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    Part,
+    read_config,
+    weight_files,
+)
 from latentgen.errors import InputError, ModelLoadError, ModelNotFoundError, RuntimeFailure
 
 PARTS: Final[tuple[Part, ...]] = ("unet", "vae", "text_encoder")
@@ -36,10 +45,7 @@ VARIANT: Final = "fp16"
 """The one variant of weights files that `layout.weight_files` knows."""
 SAFETENSORS: Final = ".safetensors"
 
-_TOKENIZER: Final = tuple(
-    f"tokenizer/{name}"
-    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-)
+_TOKENIZER: Final = tuple(f"tokenizer/{name}" for name in TOKENIZER_FILES)
 _CONFIGS: Final = (INDEX, *(f"{part}/{CONFIG}" for part in PARTS), SCHEDULER.as_posix(), *_TOKENIZER)
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

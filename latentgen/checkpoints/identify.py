@@ -22,6 +22,7 @@ from latentgen.checkpoints.layout import CONFIG, INDEX, read_config, weight_file
 from latentgen.checkpoints.single_layout import (
     CONFIG_KEY,
     OPEN_CLIP_PREFIXES,
+    SGM_PREFIX,
     UNET_PREFIX,
     SingleFile,
     family_of,
@@ -201,9 +202,11 @@ _LORA_PARTS: Final = (
 
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """By names that only one family has, then by the width of the text states."""
+    # SDXL's refiner and SD 2.x as sgm writes it have the same first embedder.
+    names = [name for name in shapes if not name.startswith(SGM_PREFIX)]
 
     def any_has(*parts: str) -> bool:
-        return any(part in name for name in shapes for part in parts)
+        return any(part in name for name in names for part in parts)
 
     for family, parts in _FAMILIES.items():
         if any_has(*parts):
@@ -215,14 +218,10 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 _FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "Flux": ("double_blocks", "single_transformer_blocks"),
     "SD3": ("joint_blocks", "context_embedder", "joint_transformer_blocks"),
-    # conditioner.embedders.0.model. alone is SD 2.x as sgm writes it.
-    "SDXL": (
-        "conditioner.embedders.0.transformer.", "conditioner.embedders.1.", "add_embedding.", "label_emb.", "lora_te2_",
-        "text_encoder_2.", "clip_g",
-    ),
+    "SDXL": ("conditioner.embedders.", "add_embedding.", "label_emb.", "lora_te2_", "text_encoder_2.", "clip_g"),
     "PixArt": ("adaln_single.",),
     "Stable Cascade": ("clip_txt_pooled_mapper",),
-}  # fmt: skip
+}
 _BY_WIDTH: Final = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL"}
 
 

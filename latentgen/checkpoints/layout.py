@@ -33,6 +33,11 @@ WEIGHTS: Final[dict[Part, str]] = {
     "text_encoder": "model.safetensors",
     "clip": "model.safetensors",
 }
+TOKENIZER_FILES: Final = (
+    "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json",
+)  # fmt: skip
+"""Of a published `tokenizer/`, which holds some of them."""
 RUN_MODEL: Final = "model"
 """What a training run calls the folder of the parts it has trained."""
 VOCABULARY: Final = "vocabulary.json"

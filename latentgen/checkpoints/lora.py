@@ -4,7 +4,7 @@
     diffusers    unet.<path>.lora_A.weight, .lora_B.weight; text_encoder.<path>. ...; the alphas as JSON in the header
 
 Older diffusers files say `lora.down` and `lora.up`, or `lora_linear_layer.down` and `.up`, and the oldest
-`attn1.processor.to_q_lora.down`; they are read too.
+`attn1.processor.to_q_lora.down`, in the text encoder `self_attn.to_q_lora.down`; they are read too.
 """
 
 from __future__ import annotations

@@ -110,6 +110,8 @@ def from_diffusers(name: str) -> str | None:
     if ".processor." in name:  # diffusers before 0.18, where the matrices were the attention processors'
         name = name.replace(".processor.", ".")
         name = f"{name}.0" if name.endswith(".to_out") else name
+    if name.startswith("text_encoder.") and ".self_attn.to_" in name:  # the text encoder's of the same time
+        name = f"{name.replace('.self_attn.to_', '.self_attn.')}_proj"
     return name if _pattern(_KNOWN).fullmatch(name) else None
 
 

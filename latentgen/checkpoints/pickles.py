@@ -19,7 +19,6 @@ from latentgen.errors import ModelLoadError, ModelNotFoundError
 
 MAX_NAMES_BYTES: Final = 64 * 2**20
 """Of `data.pkl`, which holds names and no numbers: 0.5 MB for SD 1.5."""
-PICKLE_ENDINGS: Final = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 
 
 def copy_tensors(pickle: Path, into: Path) -> None:

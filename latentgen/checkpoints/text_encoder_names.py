@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from latentgen.checkpoints.config_file import ConfigFile
-from latentgen.checkpoints.diffusers_config import read_text_encoder
-from latentgen.checkpoints.layout import CONFIG, WEIGHTS, find_weights, part_folder
+from latentgen.checkpoints.diffusers_config import CLIP_VOCAB_SIZE, read_text_encoder
+from latentgen.checkpoints.layout import CONFIG, TOKENIZER_FILES, WEIGHTS, find_weights, part_folder
 from latentgen.config import TextEncoderConfig
 from latentgen.errors import InputError, ModelLoadError, ModelNotFoundError
 
 OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS: Final = "open_clip_model.safetensors"
-CLIP_VOCAB_SIZE: Final = 49408
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_TOKENIZER_FILES: Final = (
-    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +161,7 @@ _OPEN_CLIP_IRRELEVANT: Final = frozenset(
 
 def _hub_folder(name: str, *, download: bool) -> Path:
     """The snapshot of a hub model in the local cache, with what there is of text encoder and tokenizer."""
-    config, files = _hub_file(name, CONFIG, download), (WEIGHTS["text_encoder"], *_TOKENIZER_FILES)
+    config, files = _hub_file(name, CONFIG, download), (WEIGHTS["text_encoder"], *TOKENIZER_FILES)
     if config is None:
         config = _hub_file(name, OPEN_CLIP_CONFIG, download)
         files = (OPEN_CLIP_WEIGHTS,)
@@ -176,7 +172,7 @@ def _hub_folder(name: str, *, download: bool) -> Path:
         if config is None:
             raise _not_here(name, download)
         folder = config.parent.parent
-        files = (f"text_encoder/{WEIGHTS['text_encoder']}", *(f"tokenizer/{file}" for file in _TOKENIZER_FILES))
+        files = (f"text_encoder/{WEIGHTS['text_encoder']}", *(f"tokenizer/{file}" for file in TOKENIZER_FILES))
     for file in files:
         _hub_file(name, file, download)
     return folder

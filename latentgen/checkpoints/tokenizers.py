@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Final
 
-from latentgen.checkpoints.layout import part_folder, read_config
+from latentgen.checkpoints.layout import CONFIG, part_folder, read_config
 from latentgen.config import TextEncoderConfig
-from latentgen.models.tokenizer import EOS, PUBLISHED_MERGES, Tokenizer
+from latentgen.jsonfile import read_json
+from latentgen.models.tokenizer import BOS, EOS, PUBLISHED_MERGES, Tokenizer
 
 BASE_TOKENS: Final = 2 * 256 + 2
 """Entries of CLIP's vocabulary that are no merges: byte symbols, the same at the end of a word, and two specials."""
@@ -27,3 +29,19 @@ def published_tokenizer(config: TextEncoderConfig) -> Tokenizer:
     """
     merges = min(config.vocab_size - BASE_TOKENS, PUBLISHED_MERGES)
     return Tokenizer.published(merges, pad="!" if config.pad_token_id == 0 else EOS)
+
+
+def unusual_tokens(folder: Path, tokenizer: Tokenizer, config: TextEncoderConfig) -> str:
+    """What of a model folder's tokenizer its vocabulary and the text encoder's file do not tell; empty for most models.
+
+    Control tokens other than CLIP's, and added tokens. The usual padding is what the text encoder's file says; where
+    that is no token that models pad with, as in the published ones, OpenCLIP's `!` goes with the exact GELU.
+    """
+    stated = read_json(folder / "text_encoder" / CONFIG).get("pad_token_id")
+    pads_with_zero = stated == 0 or (stated != config.eos_token_id and config.hidden_act == "gelu")
+    usual = {"bos": BOS, "eos": EOS, "pad": "!" if pads_with_zero else EOS}
+    found = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    unusual: dict[str, object] = {name: token for name, token in found.items() if token != usual[name]}
+    if tokenizer.added:
+        unusual["added"] = {token.id: token.to_json() for token in tokenizer.added}
+    return json.dumps(unusual) if unusual else ""

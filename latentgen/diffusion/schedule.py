@@ -43,8 +43,6 @@ class NoiseSchedule:
 
     betas: Tensor
     """(T,) variance added at each step."""
-    timestep_spacing: TimestepSpacing = "leading"
-    """The spacing the model is sampled with; `karras` takes its two ends from it."""
     steps_offset: int = 0
     """Added to `leading` timesteps (1 for SD 1.x)."""
     alphas_cumprod: Tensor = field(init=False)
@@ -65,7 +63,7 @@ class NoiseSchedule:
         betas = make_betas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
         if config.rescale_betas_zero_snr:
             betas = rescale_zero_terminal_snr(betas)
-        return cls(betas, config.timestep_spacing, config.steps_offset)
+        return cls(betas, config.steps_offset)
 
     @property
     def num_timesteps(self) -> int:

@@ -22,6 +22,7 @@ from tokenizers.models import BPE
 
 from latentgen.errors import ConfigError, InputError, ModelLoadError
 from latentgen.jsonfile import read_json, write_json, write_text
+from latentgen.models.added_tokens import LISTED, AddedToken, read_added_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +46,9 @@ _WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 class Tokenizer:
     """Text to token ids and back, with one CLIP vocabulary.
 
-    `vocab` maps token to id (ids 0 .. n-1), `merges` are pairs in the order they were learnt, `bos`, `eos` and `pad`
-    are entries of `vocab`. Raises ModelLoadError if they do not form a byte-level vocabulary that can encode any text.
+    `vocab` maps token to id, `merges` are pairs in the order they were learnt, `added` go on from the vocabulary's ids
+    or are in it (ids 0 .. n-1 in all); `bos`, `eos` and `pad` are among the tokens.
+    Raises ModelLoadError if they do not form a byte-level vocabulary that can encode any text.
     """
 
     def __init__(
@@ -57,28 +59,43 @@ class Tokenizer:
         bos: str = BOS,
         eos: str = EOS,
         pad: str = EOS,
+        added: Sequence[AddedToken] = (),
         source: str = "tokenizer",
     ) -> None:
         symbols = byte_symbols()
+        ids = {**vocab, **{token.content: token.id for token in added}}
         required = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), bos, eos, pad]
-        missing = [token for token in required if token not in vocab]
+        missing = [token for token in required if token not in ids]
         if missing:
             raise ModelLoadError(
                 f"{source}: the vocabulary lacks {len(missing)} of CLIP's base tokens, such as {missing[0]!r}"
             )
         if sorted(vocab.values()) != list(range(len(vocab))):
             raise ModelLoadError(f"{source}: the vocabulary's ids are not 0..{len(vocab) - 1}, each once")
+        if sorted(ids.values()) != list(range(len(ids))):
+            named = ", ".join(f"{token.content} {token.id}" for token in added if vocab.get(token.content) != token.id)
+            raise ModelLoadError(
+                f"{source}: the ids of added tokens do not go on from the vocabulary's: {named}",
+                hint=f"the first one's is {len(vocab)}",
+            )
         self._vocab = dict(vocab)
         self._merges = list(merges)
         self._tokens = {number: token for token, number in self._vocab.items()}
         self._bytes = {symbol: number for number, symbol in zip(_byte_order(), symbols, strict=True)}
-        self._bos, self._eos, self._pad = bos, eos, pad
-        self.bos_token_id = self._vocab[bos]
-        self.eos_token_id = self._vocab[eos]
-        self.pad_token_id = self._vocab[pad]
+        self.bos, self.eos, self.pad = bos, eos, pad
+        self.bos_token_id = ids[bos]
+        self.eos_token_id = ids[eos]
+        self.pad_token_id = ids[pad]
         self.comma_token_id = self._vocab["," + _END_OF_WORD]
+        self.vocab_size = len(ids)
+        """With the added tokens."""
+        controls = (bos, eos, pad)
+        self.added = tuple(token for token in added if token.content not in vocab or token.content not in controls)
+        """Without the control tokens in the vocabulary, which most folders list as well."""
+        self._added = {token.id: token.content for token in self.added}
         try:
-            model = BPE(self._vocab, self._merges, end_of_word_suffix=_END_OF_WORD)
+            # An added token's entry tells the library its id; no merge makes one.
+            model = BPE(ids, self._merges, end_of_word_suffix=_END_OF_WORD)
         except Exception as error:  # noqa: BLE001  the library raises bare Exception for a merge outside the vocabulary
             raise ModelLoadError(f"{source}: merges and vocabulary do not belong together: {error}") from None
         self._backend = Backend(model)
@@ -91,17 +108,15 @@ class Tokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._vocab)
+        # After the normaliser, which is applied to them.
+        self._backend.add_tokens([token.for_backend() for token in self.added if token.content not in controls])
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
         """Open a `tokenizer/` folder: vocab.json and merges.txt, or the tokenizer.json that newer transformers write.
 
-        Which token pads is read from the folder as transformers does: `<|endoftext|>` in SD 1.x, `!` in SD 2.x.
-        Raises ModelLoadError naming the file that is missing or wrong.
+        Which token pads is read from the folder as transformers does: `<|endoftext|>` in SD 1.x, `!` in SD 2.x; so are
+        added tokens. Raises ModelLoadError naming the file that is missing or wrong.
         """
         if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
             vocab: dict[str, Any] = read_json(folder / "vocab.json")
@@ -110,13 +125,15 @@ class Tokenizer:
             vocab, merges = _read_single_file(folder / "tokenizer.json")
         if any(type(number) is not int for number in vocab.values()):
             raise ModelLoadError(f"{folder}: the vocabulary must map every token to an integer")
-        specials = _read_specials(folder)
+        config = _read_config(folder)
+        specials = _read_specials(folder, config)
         return cls(
             cast("dict[str, int]", vocab),
             merges,
             bos=specials.get("bos_token", BOS),
             eos=specials.get("eos_token", EOS),
             pad=specials.get("pad_token", specials.get("eos_token", EOS)),
+            added=read_added_tokens(folder, config),
             source=str(folder),
         )
 
@@ -139,13 +156,18 @@ class Tokenizer:
         return cls(vocab, pairs, pad=pad, source="CLIP's published vocabulary")
 
     def save(self, folder: Path) -> None:
-        """Write the four files from which `from_folder` and `transformers.CLIPTokenizer` open the same tokenizer."""
+        """Write the files from which `from_folder` and `transformers.CLIPTokenizer` open the same tokenizer.
+
+        They are four, and `added_tokens.json` for transformers before 4.33 if there are such tokens.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "vocab.json", self._vocab)
         lines = ["#version: 0.2", *(f"{a} {b}" for a, b in self._merges)]
         write_text(folder / "merges.txt", "\n".join(lines) + "\n")
-        specials = {"bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad, "unk_token": self._eos}
+        specials = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad, "unk_token": self.eos}
         write_json(folder / "special_tokens_map.json", specials)
+        if self.added:
+            write_json(folder / "added_tokens.json", {token.content: token.id for token in self.added})
         write_json(
             folder / "tokenizer_config.json",
             {
@@ -155,6 +177,7 @@ class Tokenizer:
                 "errors": "replace",
                 "model_max_length": CONTEXT_LENGTH,
                 "tokenizer_class": "CLIPTokenizer",
+                **({LISTED: {str(token.id): token.to_json() for token in self.added}} if self.added else {}),
             },
         )
 
@@ -181,6 +204,8 @@ class Tokenizer:
 
     def spell(self, token_id: int) -> str:
         """One token as text; a space after it ends a word. What is no whole character is U+FFFD."""
+        if token_id in self._added:
+            return f"{self._added[token_id]} "
         token = self._tokens[token_id]
         text = bytes(self._bytes[symbol] for symbol in token.removesuffix(_END_OF_WORD)).decode(errors="replace")
         return f"{text} " if token.endswith(_END_OF_WORD) else text
@@ -196,6 +221,9 @@ class Tokenizer:
             if number == self.eos_token_id:
                 break
             if number == self.bos_token_id:
+                continue
+            if number in self._added:
+                data += f"{self._added[number]} ".encode()
                 continue
             if number not in self._tokens:
                 raise InputError(f"token id {number} is outside the vocabulary of {self.vocab_size}")
@@ -270,12 +298,17 @@ def _read_single_file(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]
         raise ModelLoadError(f"{path}: its vocabulary or merges are malformed: {error}") from None
 
 
-def _read_specials(folder: Path) -> dict[str, str]:
-    """bos, eos and pad. As in transformers, special_tokens_map.json wins unless the config lists its added tokens."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """As in transformers, special_tokens_map.json wins unless the config lists its added tokens."""
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     extra = folder / "special_tokens_map.json"
-    if "added_tokens_decoder" not in config and extra.exists():
+    if LISTED not in config and extra.exists():
         config = {**config, **read_json(extra)}
+    return config
+
+
+def _read_specials(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """bos, eos and pad."""
     specials: dict[str, str] = {}
     for key in ("bos_token", "eos_token", "pad_token"):
         value = config.get(key)

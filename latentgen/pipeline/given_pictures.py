@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from latentgen.config import ModelConfig
 from latentgen.errors import InputError
+from latentgen.images.files import find_turn
 from latentgen.images.inputs import Mask, check_mask, read_input, read_mask
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.images.sizes import drawn_size
@@ -82,5 +83,6 @@ def _opaque(image: Image.Image, behind: str) -> Image.Image:
     """Turned as EXIF says, over a colour."""
     if image.mode not in EIGHT_BITS:
         raise InputError(f"a picture of the mode {image.mode} cannot be drawn from", hint='image.convert("RGB")')
-    image = ImageOps.exif_transpose(image).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
+    turn = find_turn(image)
+    upright = (image if turn is None else image.transpose(turn)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", upright.size, behind), upright)

@@ -65,11 +65,13 @@ def _by_meaning(meanings: Sequence[int], candidates: Sequence[str]) -> str | Non
 
 def _by_spelling(word: str, candidates: Sequence[str]) -> str | None:
     """The likeliest word that was meant; its first letter is taken to be right."""
-    ratios = {
-        other: SequenceMatcher(None, word, other, autojunk=False).ratio()
+    matchers = {
+        other: SequenceMatcher(None, word, other, autojunk=False)
         for other in candidates
         if other[0] == word[0] and min(len(word), len(other)) >= LEAST_LETTERS
     }
+    # real_quick_ratio looks at the lengths alone: a word of thousands of letters is compared with none.
+    ratios = {other: each.ratio() for other, each in matchers.items() if each.real_quick_ratio() >= LEAST_RATIO}
     best = max(ratios, key=ratios.__getitem__, default=None)
     return best if best is not None and ratios[best] >= LEAST_RATIO else None
 

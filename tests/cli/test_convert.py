@@ -126,12 +126,17 @@ def test_a_folder_of_pickles(cli: Cli, tiny_model: Path) -> None:
 
 def test_a_model_with_its_own_tokenizer_makes_no_file(cli: Cli, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, "own")
-    Tokenizer.published(70).save(Path("own", "tokenizer"))
-    outcome = cli("convert", "own", "own.safetensors")
-    assert outcome.code == 2
-    assert "tokenizer of its own, which a single file cannot hold" in outcome.err
-    assert not Path("own.safetensors").exists()
+    added = {"added_tokens_decoder": {"0": {"content": "!"}}}
+    for merges, changes in ((70, {}), (86, added)):
+        Tokenizer.published(merges).save(Path("own", "tokenizer"))
+        config = Path("own", "tokenizer", "tokenizer_config.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+        outcome = cli("convert", "own", "own.safetensors")
+        assert outcome.code == 2
+        assert "tokenizer of its own, which a single file cannot hold" in outcome.err
+        assert not Path("own.safetensors").exists()
     assert cli("convert", "own", "other").code == 0
+    assert json.loads(Path("other", "tokenizer", "added_tokens.json").read_text()) == {"!": 0}
 
 
 def write_sdxl(path: str) -> None:

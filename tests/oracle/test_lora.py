@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -291,6 +291,28 @@ def test_oldest_names_of_diffusers(tmp_path: Path) -> None:
     context = bundle.text_encoder(bundle.tokenizer.encode([PROMPT]))
     x, t = starting_noise(bundle), torch.tensor([421])
     torch.testing.assert_close(bundle.unet(x, t, context), pipeline.unet(x, t, context).sample, **NETWORK)
+
+
+def test_oldest_names_of_diffusers_in_the_text_encoder(tmp_path: Path) -> None:
+    """`self_attn.to_q_lora.down`: by diffusers' own table, every layer of the text encoder's attention."""
+    bundle = tiny_bundle(SD1_LIKE)
+    old = {".q_proj": ".to_q", ".k_proj": ".to_k", ".v_proj": ".to_v", ".out_proj": ".to_out"}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in layers_of(bundle.unet, bundle.text_encoder).items():
+        ending = next((ending for ending in old if name.startswith("text_encoder.") and name.endswith(ending)), None)
+        if ending is not None:
+            place = f"{name.removesuffix(ending)}{old[ending]}_lora"
+            tensors[f"{place}.down.weight"] = torch.randn(3, layer.weight.shape[1])
+            tensors[f"{place}.up.weight"] = torch.randn(layer.weight.shape[0], 3)
+    assert len(tensors) == 2 * 4 * SD1_LIKE.text_encoder.num_hidden_layers
+    save_file(tensors, tmp_path / "old.safetensors")
+    read = read_lora(tmp_path / "old.safetensors")
+    assert read.unmatched == ()
+    ours = {f"{name}.lora_A.weight": update.down for name, update in read.modules.items()}
+    ours |= {f"{name}.lora_B.weight": update.up for name, update in read.modules.items()}
+    wanted = convert_state_dict_to_peft(tensors)
+    assert ours.keys() == wanted.keys()
+    assert all(torch.equal(ours[name], wanted[name]) for name in ours)
 
 
 @torch.no_grad()

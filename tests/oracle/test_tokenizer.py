@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 
 import ftfy
@@ -11,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
-from transformers import CLIPTokenizer, CLIPTokenizerFast
+from transformers import AddedToken, CLIPTokenizer, CLIPTokenizerFast
 
 from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
 
@@ -36,6 +37,8 @@ PROMPTS = [
     "<html> &amp; </w> <b>tags</b>",
     "\x00\x07 control \x1b[31m characters",
 ]
+EOS_ID = 49407
+"""CLIP's last."""
 OPEN_CLIP_PROMPTS = [prompt for prompt in PROMPTS if not any(trait in prompt for trait in ("Σ", "&amp;", "\x00"))]
 """open_clip cleans with ftfy and html.unescape first and knows the final sigma; transformers and we do neither."""
 
@@ -102,6 +105,61 @@ def test_sd2_padding_as_in_transformers(tmp_path: Path) -> None:
     assert ours.pad_token_id == theirs.pad_token_id == 0
     prompts = [prompt for prompt in PROMPTS if "!" not in prompt]
     assert torch.equal(ours.encode(prompts), theirs_encode(theirs, prompts))
+
+
+WORDS = [
+    "a <cat-toy> on a table",
+    "A <CAT-TOY>, two<cat-toy>s; <Dog-Toy> <dog-toy>",
+    "<cat-toy><cat-toy>  <Dog-Toy>\n",
+    "left  <left>  left, right  <right>  right",
+    "whole <whole>word <whole> word<whole>",
+]
+ADDED = [
+    "<cat-toy>",
+    AddedToken("<Dog-Toy>", normalized=False),
+    AddedToken("<left>", lstrip=True),
+    AddedToken("<right>", rstrip=True, normalized=False),
+    AddedToken("<whole>", single_word=True),
+    AddedToken("<special>", special=True, normalized=False),
+]
+
+
+@pytest.fixture(params=["added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
+def with_added_tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """CLIP's own tokenizer with tokens of all kinds, in one of the forms that transformers has written."""
+    plain, own = tmp_path / "plain", tmp_path / "own"
+    for folder in (plain, own):
+        Tokenizer.published().save(folder)
+    theirs = CLIPTokenizer.from_pretrained(plain)
+    assert theirs.add_tokens(ADDED) == len(ADDED)
+    if request.param == "tokenizer.json":
+        theirs.save_pretrained(tmp_path / "theirs")
+        assert not (tmp_path / "theirs" / "vocab.json").exists()
+        return tmp_path / "theirs"
+    tokens = {number: token for number, token in theirs.added_tokens_decoder.items() if number > EOS_ID}
+    if request.param == "added_tokens.json":  # before 4.33: ids alone
+        (own / request.param).write_text(json.dumps({token.content: number for number, token in tokens.items()}))
+        return own
+    config = json.loads((own / request.param).read_text())
+    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    listed = {str(number): {name: getattr(token, name) for name in flags} for number, token in tokens.items()}
+    (own / request.param).write_text(json.dumps({**config, "added_tokens_decoder": listed}))
+    return own
+
+
+def test_added_tokens_as_in_transformers(with_added_tokens: Path, tmp_path: Path) -> None:
+    """What they give for the folder, and for the one that we save of it."""
+    theirs, ours = CLIPTokenizer.from_pretrained(with_added_tokens), Tokenizer.from_folder(with_added_tokens)
+    assert ours.tokenize(WORDS[0]) == [320, EOS_ID + 1, 525, 320, 2175]
+    ours.save(tmp_path / "saved")
+    saved_theirs = CLIPTokenizer.from_pretrained(tmp_path / "saved")
+    saved_ours = Tokenizer.from_folder(tmp_path / "saved")
+    assert ours.vocab_size == saved_ours.vocab_size == len(theirs) == len(saved_theirs) == EOS_ID + 1 + len(ADDED)
+    for prompt in [*WORDS, "a <special> <SPECIAL>", *PROMPTS]:
+        wanted = theirs(prompt, add_special_tokens=False).input_ids
+        assert ours.tokenize(prompt) == wanted, prompt
+        assert saved_ours.tokenize(prompt) == wanted, prompt
+        assert saved_theirs(prompt, add_special_tokens=False).input_ids == wanted, prompt
 
 
 def test_prompts_as_in_open_clip(published: Tokenizer, open_clip_tokenizer: SimpleTokenizer) -> None:

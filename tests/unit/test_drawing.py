@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from latentgen.errors import InputError, RuntimeFailure
+from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage
 from latentgen.pipeline.drawing import Drawing
+from latentgen.request import InitPicture
 from latentgen.samplers.step import OnStep, Step
 from tests.tiny_bundle import tiny_bundle
 
@@ -89,4 +91,15 @@ def test_a_watched_picture_is_the_drawn_one() -> None:
     (drawn,) = model.draw("a boat", seed=3, steps=4)
     assert len(estimates) == 4
     assert all(torch.isfinite(estimate).all() for estimate in estimates)
+    assert watched.result.metadata == drawn.metadata
+
+
+def test_a_watched_picture_may_start_from_another() -> None:
+    model = TextToImage(tiny_bundle())
+    (start,) = model.draw("a boat", seed=3, steps=1)
+    sha256 = pixels_sha256(start.pixels)
+    pictures, init = {sha256: start.pixels}, InitPicture(sha256=sha256, strength=0.5)
+    watched = model.steps("a house", seed=4, steps=4, init=init, pictures=pictures)
+    (drawn,) = model.draw("a house", seed=4, steps=4, init=init, pictures=pictures)
+    assert len(list(watched)) == 2
     assert watched.result.metadata == drawn.metadata

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from latentgen.checkpoints import folder as folder_module
+from latentgen.checkpoints.diffusers_config import read_text_encoder
 from latentgen.checkpoints.folder import (
     ModelBundle,
     check_replaceable,
@@ -31,6 +32,7 @@ from latentgen.checkpoints.folder import (
     save_vae,
 )
 from latentgen.checkpoints.io import read_tensors, write_tensors
+from latentgen.checkpoints.tokenizers import unusual_tokens
 from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig
 from latentgen.errors import InputError, ModelLoadError, ModelNotFoundError, RuntimeFailure
 from latentgen.models.tokenizer import Tokenizer
@@ -391,6 +393,50 @@ def test_fingerprint_tells_models_apart(folder: Path, bundle: ModelBundle) -> No
     with torch.no_grad():
         other.vae.decoder.conv_in.bias[0] += 1
     assert other.fingerprint() != bundle.fingerprint()
+
+
+def test_fingerprint_tells_tokens_apart(folder: Path) -> None:
+    """What control tokens and added tokens are stands in files that are hashed only where it is unusual."""
+    seen = [load_model(folder).fingerprint()]
+    config, extra = folder / "tokenizer" / "tokenizer_config.json", folder / "tokenizer" / "special_tokens_map.json"
+    written = config.read_text()
+    edit(config, clean_up_tokenization_spaces=True, unk_token=None)
+    extra.unlink()
+    assert load_model(folder).fingerprint() == seen[0]
+    for changes in (
+        {"pad_token": "!"},
+        {"bos_token": "<|endoftext|>"},
+        {"eos_token": "!", "pad_token": "<|endoftext|>"},
+        {"added_tokens_decoder": {"0": {"content": "!"}}},
+        {"added_tokens_decoder": {"0": {"content": "!", "lstrip": True}}},
+    ):
+        config.write_text(written)
+        edit(config, **changes)
+        seen.append(load_model(folder).fingerprint())
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("text", "pad"), [(SD15_TEXT, "<|endoftext|>"), (SD21_TEXT, "!"), ({"pad_token_id": 0, "hidden_act": "gelu"}, "!")]
+)
+def test_published_padding_is_not_unusual(text: dict[str, Any], pad: str, tmp_path: Path) -> None:
+    """So fingerprints of Stable Diffusion's folders are those of their files alone."""
+    tokenizer = Tokenizer.published(pad=pad)
+    write_configs(tmp_path, text_encoder=text)
+    tokenizer.save(tmp_path / "tokenizer")
+    config = read_text_encoder(tmp_path / "text_encoder" / "config.json")
+    assert unusual_tokens(tmp_path, tokenizer, config) == ""
+    other = Tokenizer.published(pad="!" if pad != "!" else "<|endoftext|>")
+    assert "pad" in unusual_tokens(tmp_path, other, config)
+
+
+def test_the_specials_are_clips_where_tokens_were_added(tmp_path: Path) -> None:
+    """SD 1.5 with a learnt word: the file's own ids are those that CLIP's vocabulary never had."""
+    write_configs(tmp_path, text_encoder=SD15_TEXT | {"vocab_size": 49410})
+    config = read_text_encoder(tmp_path / "text_encoder" / "config.json")
+    assert (config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
+        49410, 49406, 49407, 49407,
+    )  # fmt: skip
 
 
 def test_saving_over_an_older_model_replaces_it(folder: Path, bundle: ModelBundle) -> None:

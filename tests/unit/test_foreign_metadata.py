@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -485,6 +487,7 @@ def test_invokeai_2_and_1() -> None:
     from_picture = said(PictureText(chunks={"Dream": "a -s 50 -S 1 -I a.png -f 0.6"}))
     assert from_picture.named.start == StartingPicture(strength=0.6, is_masked=False)
     assert read_foreign(PictureText(chunks={"Dream": '"unclosed'})) is None
+    assert said(PictureText(chunks={"Dream": "cat"})).prompt == "cat"
 
 
 # One flat object
@@ -794,6 +797,37 @@ def test_damaged_exif_is_no_exif(cut: int, tmp_path: Path) -> None:
 def test_numbers_are_numbers(value: object, number: float | None, whole: int | None) -> None:
     assert as_number(value) == number
     assert as_whole(value) == whole
+
+
+LONG = 400_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"parameters": "X" + " " * LONG + "y"},
+        {"parameters": "Steps: 1," + "a:{," * LONG},
+        {"chunks": {"XMP": "Draw Things<exif:UserComment>" + "{" * LONG}},
+        {"chunks": {"XMP": "Draw Things" + "<exif:UserComment>{" * (LONG // 20)}},
+        {"chunks": {"XMP": "Draw Things<exif:UserComment>{" + "}  " * LONG}},
+        {"chunks": {"sd-metadata": json.dumps({"image": {"prompt": "a [b]" + " " * LONG + "c"}})}},
+    ],
+    ids=["A1111's key", "A1111's fields", "braces", "comments", "closed braces", "InvokeAI's brackets"],
+)
+def test_words_of_any_length_are_read_at_once(text: dict[str, Any]) -> None:
+    """A pattern that backtracks would take minutes."""
+    code = """
+import json, sys
+from latentgen.images.files import PictureText
+from latentgen.images.foreign import read_foreign
+read_foreign(PictureText(**json.load(sys.stdin)))
+"""
+    subprocess.run([sys.executable, "-c", code], input=json.dumps(text), text=True, check=True, timeout=60)
+
+
+def test_a_list_of_fields_ends() -> None:
+    fields = parse_parameters("Steps: 1, Sampler: a, " + ", ".join(f"a{i}: {i}" for i in range(5000))).fields
+    assert (fields["a900"], "a1100" in fields) == ("900", False)
 
 
 def test_objects_are_objects() -> None:

@@ -31,6 +31,7 @@ from latentgen.checkpoints.hub_cache import (
 from latentgen.checkpoints.identify import identify
 from latentgen.checkpoints.layout import read_config, weight_files
 from latentgen.errors import InputError, LatentgenError, ModelLoadError, ModelNotFoundError, RuntimeFailure
+from latentgen.models.tokenizer import Tokenizer
 from tests.fake_hub import FakeHub, fake_hub
 from tests.limits import file_size_limit
 from tests.tiny import TINY_MODEL
@@ -240,6 +241,12 @@ def test_shards_come_with_their_index(hub: FakeHub, folder: Path) -> None:
     found = pull()
     assert identify(found).missing == ()
     assert len(weight_files(found / "unet", "unet")) == 2
+
+
+def test_added_tokens_come_with_the_tokenizer(hub: FakeHub, folder: Path) -> None:
+    (folder / "tokenizer" / "added_tokens.json").write_text('{"!": 0}')
+    hub.add("owner/tiny", folder)
+    assert [token.content for token in Tokenizer.from_folder(pull() / "tokenizer").added] == ["!"]
 
 
 def test_a_revision_has_a_name_of_its_own(hub: FakeHub, folder: Path) -> None:

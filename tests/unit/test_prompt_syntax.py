@@ -150,12 +150,13 @@ def test_prompts_of_the_largest_size_are_read_at_once() -> None:
     code = """
 from latentgen.errors import InputError
 from latentgen.prompts.embeddings import find_embeddings
-for piece in (" ", "1", ":", ":1", "(a)", "[a", "<lora:", "\\\\", "BREAK ", "[a:", "[|", "(a:1 "):
+for piece in (" ", "1", ":", ":1", "(a)", "[a", "<lora:", "\\\\", "BREAK ", "[a:", "[|", "|", "(a:1 "):
     text = piece * (100_000 // len(piece))
-    try:
-        find_embeddings("[:" + text + "x", ["aaaa", "1:1:x", "BREAK"])
-    except InputError:
-        pass
+    for prompt in ("[:" + text + "x", "<lora:a:" + text + "x>"):
+        try:
+            find_embeddings(prompt, ["aaaa", "1:1:x", "BREAK"])
+        except InputError:
+            pass
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

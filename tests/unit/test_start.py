@@ -373,11 +373,13 @@ def test_python_starts_from_what_the_command_line_starts_from(kind: str, drawing
     assert np.array_equal(drawing.steps("a cat", **asked).result.pixels, ours.pixels)
 
 
-def test_python_has_the_defaults_of_the_command_line(drawing: TextToImage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [3, 2], ids=["whole", "one tag of another type"])
+def test_python_has_the_defaults_of_the_command_line(kind: int, drawing: TextToImage, tmp_path: Path) -> None:
     """Strength and size of a picture, turned as its EXIF says; and of a second pass."""
-    turned = Image.fromarray(a_picture(200, 100))
-    turned.getexif()[0x0112] = 6
-    turned.save(tmp_path / "photo.png", exif=turned.getexif())
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0213] = 6, 1
+    data = exif.tobytes().replace(b"\x02\x13\0\3", bytes((2, 0x13, 0, kind)))
+    Image.fromarray(a_picture(200, 100)).save(tmp_path / "photo.png", exif=data)
     flags = Flags(seed=3, steps=4, init_image=tmp_path / "photo.png", hires="1.5x")
     (request,) = plan_requests([Entry("a cat", flags)], TINY_MODEL)
     with Image.open(tmp_path / "photo.png") as photo:

@@ -151,6 +151,52 @@ def test_sd2_pads_with_an_exclamation_mark(folder: Path) -> None:
     assert opened.tokenize("wow!") == SMALL.tokenize("wow!")
 
 
+def test_an_added_token_is_one_token(folder: Path) -> None:
+    """Whole in the text; kept by saving; spelled out again."""
+    word = SMALL.vocab_size
+    (folder / "added_tokens.json").write_text(json.dumps({"<cat-toy>": word, "<1>": word + 1}))
+    opened = Tokenizer.from_folder(folder)
+    a, table = SMALL.tokenize("a"), SMALL.tokenize("table")
+    assert opened.tokenize("a <cat-toy> table <1>") == [*a, word, *table, word + 1]
+    assert opened.vocab_size == SMALL.vocab_size + 2
+    assert opened.decode(opened.encode(["A <Cat-Toy> table"])[0]) == "a <cat-toy> table"
+    assert opened.spell(word) == "<cat-toy> "
+    opened.save(folder.parent / "saved")
+    assert Tokenizer.from_folder(folder.parent / "saved").tokenize("<cat-toy>") == [word]
+    assert (folder.parent / "saved" / "vocab.json").read_bytes() == (folder / "vocab.json").read_bytes()
+    SMALL.save(folder.parent / "plain")
+    assert "added" not in (folder.parent / "plain" / "tokenizer_config.json").read_text()
+    assert not (folder.parent / "plain" / "added_tokens.json").exists()
+
+
+def test_an_added_control_token_is_plain_text(folder: Path) -> None:
+    pad = {"content": "[PAD]", "special": True}
+    edit(folder / "tokenizer_config.json", pad_token="[PAD]", added_tokens_decoder={str(SMALL.vocab_size): pad})
+    for opened in (Tokenizer.from_folder(folder), SMALL):
+        assert opened.tokenize("a [PAD]") == SMALL.tokenize("a [PAD]")
+        opened.save(folder.parent / str(opened.pad_token_id))
+    assert Tokenizer.from_folder(folder.parent / str(SMALL.vocab_size)).pad_token_id == SMALL.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        ({"900": {"content": "<far>"}}, r"do not go on from the vocabulary's: <far> 900 .the first one's is 814"),
+        ({"814": {"content": "<|endoftext|>"}}, r"do not go on from the vocabulary's: <\|endoftext\|> 814"),
+        ({"814": {"content": ""}}, r"tokenizer_config\.json: no added token: 814"),
+        ({"814": "<cat-toy>"}, "no added token: 814 = <cat-toy>"),
+        ({"814": {"content": "<cat-toy>", "lstrip": 1}}, "no added token: 814"),
+        ({"9" * 5000: {"content": "<cat-toy>"}}, "no added token: 999"),
+        ({"814": {"content": "\ud800"}}, "do not belong together"),
+        (["<cat-toy>"], "added_tokens_decoder is no object"),
+    ],
+)
+def test_added_tokens_that_cannot_be_honoured_are_named(folder: Path, listed: object, told: str) -> None:
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=listed)
+    with pytest.raises(ModelLoadError, match=told):
+        Tokenizer.from_folder(folder)
+
+
 def test_merges_out_of_a_tokenizer_json(folder: Path) -> None:
     vocab = json.loads((folder / "vocab.json").read_text())
     lines = (folder / "merges.txt").read_text().splitlines()[1:]

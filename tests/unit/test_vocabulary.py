@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,15 @@ def test_the_more_words_are_known_the_nearer() -> None:
     assert find_nearest("spaniel", SEEN) is None
     assert find_nearest("spaniel", [*SEEN, "animal", "cat", "dog"]) == "dog"
     assert find_nearest("spaniel", []) is None
+
+
+def test_a_word_of_any_length_is_looked_up_at_once() -> None:
+    """Comparing it letter by letter with a thousand words would take minutes."""
+    code = """
+from latentgen.prompts.nearest import find_nearest
+assert find_nearest("b" + "oats" * 25_000, [f"boats{i}" for i in range(1000)]) is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_table_is_small_and_its_licence_is_beside_it() -> None:
