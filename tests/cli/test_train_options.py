@@ -68,7 +68,7 @@ def test_lists_and_aliases(cli: Cli, tmp_path: Path) -> None:
         ("ema = 1", "run.toml: ema takes true or false, not 1"),
         ("lr = '1e-4'", "run.toml: lr takes a number, not a string"),
         ("data = 3", "run.toml: data takes a string, not 3"),
-        ("override = 'lr'", "run.toml: override takes a list of strings, not a string"),
+        ("override = 3", "run.toml: override takes a list of strings, not 3"),
         ("override = [1]", "run.toml: override takes a list of strings, not a list"),
         ("lr = 1e-4\nlearning_rate = 1e-4", "run.toml: learning_rate is given twice, under two of its names"),
         ("[lr]\npeak = 1", "run.toml: lr takes a number, not a table: options are not nested"),
