@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from latentgen.cli.console import Console
 from latentgen.cli.model_names import named_folder, named_text_encoder
 from latentgen.errors import InputError
 
@@ -20,13 +21,14 @@ def export(
     ],
     vae: Annotated[Path, typer.Option("--vae", callback=named_folder, help="Folder with vae/.")],
     text_encoder: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--text-encoder",
             callback=named_text_encoder,
-            help="What train-unet was given: a folder, or a name of a model, the hub or open_clip.",
+            help="What train-unet was given: a folder, or a name of a model, the hub or open_clip (default: the one "
+            "beside --unet's, if it was trained along).",
         ),
-    ],
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch --text-encoder from the hub if it is not in its local cache.")
     ] = False,
@@ -75,6 +77,12 @@ def export(
     check_replaceable(out)
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} exists", hint="--overwrite replaces it")
+    if text_encoder is None:
+        if not (unet / "text_encoder").is_dir():
+            raise InputError("--text-encoder is not given", hint="name what train-unet was given")
+        text_encoder = str(unet)
+    elif (unet / "text_encoder").is_dir() and not (unet / "vae").is_dir() and Path(text_encoder) != unet:
+        Console().note(f"{unet} has a text encoder that was trained with its U-Net; {text_encoder} takes its place")
     unet_shape, vae_shape = read_unet_part(unet), read_vae_part(vae)
     found = find_text_encoder(text_encoder, download=download)
     defaults = find_defaults(unet, unet_shape.sample_size * vae_shape.downscale)

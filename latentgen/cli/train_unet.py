@@ -33,7 +33,9 @@ from latentgen.errors import InputError
 from latentgen.presets import EMBEDDED
 
 if TYPE_CHECKING:
-    from latentgen.training.loop import Objective
+    from latentgen.training.alignment import AlignedObjective
+    from latentgen.training.text_tuning import PromptedObjective
+    from latentgen.training.unet import UNetObjective
 
 PredictionTypeOption = Annotated[
     str | None,
@@ -57,6 +59,24 @@ ZeroTerminalSNR = Annotated[
         "--zero-terminal-snr",
         rich_help_panel=NOISE,
         help="Rescale the betas so that the last step is all noise; with v_prediction or sample.",
+    ),
+]
+DEFAULT_TEXT_RATE = 0.3
+"""Of the text encoder's learning rate beside the U-Net's: what it knows is to be added to, not written over."""
+TrainTextEncoder = Annotated[
+    bool,
+    typer.Option(
+        "--train-text-encoder",
+        rich_help_panel=NOISE,
+        help="Train the text encoder along, for words that it passes over; writes OUT/model/text_encoder too.",
+    ),
+]
+TextEncoderRate = Annotated[
+    float | None,
+    typer.Option(
+        "--text-encoder-rate",
+        rich_help_panel=NOISE,
+        help=f"Its learning rate, as a share of --lr and --muon-lr (default: {DEFAULT_TEXT_RATE}).",
     ),
 ]
 
@@ -96,6 +116,8 @@ def train_unet(
     min_snr_gamma: MinSNRGamma = None,
     align: Align = None,
     align_weight: AlignWeight = DEFAULT_WEIGHT,
+    train_text_encoder: TrainTextEncoder = False,
+    text_encoder_rate: TextEncoderRate = None,
     gradient_checkpointing: GradientCheckpointing = False,
     validation_pictures: ValidationPictures = None,
     sample_prompts: SamplePrompts = None,
@@ -103,6 +125,7 @@ def train_unet(
 ) -> None:
     """Train the diffusion network on a frozen VAE and text encoder; writes OUT/model/unet and OUT/model/scheduler.
 
+    With --train-text-encoder that too, to OUT/model/text_encoder and OUT/model/tokenizer.
     OUT/model/vocabulary.json lists the words of the captions with their counts, for `export` to take along.
 
     latentgen train-unet --data corpus --vae runs/vae/model --text-encoder runs/clip/model --out runs/unet
@@ -130,10 +153,13 @@ def train_unet(
     if vae is None or text_encoder is None:
         missing = "--vae" if vae is None else "--text-encoder"
         raise InputError(f"{missing} is not given", hint="name one, or a whole model with --init")
+    text_rate = _text_rate(text_encoder_rate, trained=train_text_encoder)
     prompts = prompt_lines(sample_prompts)
     if run.dry_run:
         parts = {"vae": vae, "text_encoder": text_encoder, "init": init, "resolution": resolution}
-        more = {"align": align, "align_weight": align_weight} if align is not None else {}
+        more: dict[str, Any] = {"align": align, "align_weight": align_weight} if align is not None else {}
+        if text_rate is not None:
+            more["text_encoder_rate"] = text_rate
         return print_settings(config, run, {**parts, **process_settings, **settings, **more, "prompts": prompts})
     check_data_folder(run.data)
     from latentgen.checkpoints.layout import VOCABULARY, read_vae_part
@@ -153,6 +179,7 @@ def train_unet(
         load_vae,
         save_defaults,
         save_diffusion,
+        save_text_encoder,
         save_unet,
         save_vocabulary,
     )
@@ -160,7 +187,7 @@ def train_unet(
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.models.unet import UNet
-    from latentgen.training import alignment
+    from latentgen.training import alignment, text_tuning
     from latentgen.training import unet as training
     from latentgen.training.caches import AUTOCAST, ContextCache, LatentCache, weights_fingerprint
     from latentgen.training.captions import cut_captions
@@ -183,7 +210,11 @@ def train_unet(
     precision = AUTOCAST[config.mixed_precision]
     with process.main_process_first():
         latents = LatentCache(records, pixels, autoencoder, folder, say, autocast=precision)
-        contexts = ContextCache(records, tokenizer, encoder, folder, say, autocast=precision)
+        contexts = (
+            ContextCache(records, tokenizer, encoder, folder, say, autocast=precision)
+            if text_rate is None
+            else text_tuning.TokenContexts(tokenizer)
+        )
         frozen = None if followed is None else followed.load(device_of(process))
         features = None if frozen is None else alignment.FeatureCache(pixels, frozen, folder, say)
     denoising = training.UNetObjective(
@@ -203,15 +234,24 @@ def train_unet(
         },
         validation=validation,
     )
-    objective: Objective = denoising
+    objective: UNetObjective | AlignedObjective | PromptedObjective = denoising
     if features is not None:
         torch.manual_seed(run.seed)
         aligned = alignment.AlignedUNet(network, features.channels)
         objective = alignment.AlignedObjective(aligned, denoising, features, align_weight)
+    if text_rate is not None:
+        prompted = text_tuning.PromptedUNet(objective.network, encoder, text_rate)
+        objective = text_tuning.PromptedObjective(prompted, objective, denoising)
     trained = run_training(objective, config, run, keep)
     if trained is None:
         return
-    network.load_state_dict(trained.weights if features is None else alignment.unet_tensors(trained.weights))
+    weights = trained.weights
+    if text_rate is not None:
+        encoder.load_state_dict(text_tuning.part_of(weights, text_tuning.TEXT_ENCODER))
+        save_text_encoder(encoder, run.out / "model" / "text_encoder")
+        tokenizer.save(run.out / "model" / "tokenizer")
+        weights = text_tuning.part_of(weights, text_tuning.DENOISER)
+    network.load_state_dict(weights if features is None else alignment.unet_tensors(weights))
     save_unet(network, run.out / "model" / "unet")
     save_diffusion(model.diffusion, run.out / "model" / "scheduler")
     save_defaults(model.defaults, run.out / "model")
@@ -224,6 +264,23 @@ def train_unet(
         )
         save_vocabulary((seen if known_before is None else known_before + seen).to_json(), run.out / "model")
     finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in network.parameters())})
+
+
+def _text_rate(rate: float | None, *, trained: bool) -> float | None:
+    """Of a text encoder that is trained; None for a frozen one. Raises InputError for a useless rate."""
+    if not trained:
+        if rate is not None:
+            raise InputError(
+                "--text-encoder-rate is of a text encoder that is trained", hint="add --train-text-encoder"
+            )
+        return None
+    if rate is None:
+        return DEFAULT_TEXT_RATE
+    if not 0 < rate <= 1:
+        raise InputError(
+            f"--text-encoder-rate {rate} must be above 0 and at most 1", hint=f"{DEFAULT_TEXT_RATE} is usual"
+        )
+    return rate
 
 
 def _choice(option: str, value: str | None, choices: tuple[str, ...]) -> Any:

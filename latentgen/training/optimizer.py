@@ -134,12 +134,22 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
+class RatedModule(nn.Module):
+    """A network of which some parts learn at a rate of their own."""
+
+    def __init__(self, rates: Mapping[str, float]) -> None:
+        """rates: by what the names of a part's parameters begin with, as a share of the learning rate."""
+        super().__init__()
+        self.rates = rates
+
+
 def make_optimizer(
     network: nn.Module, *, lr: float, muon_lr: float | None, weight_decay: float, beta2: float, shares: int = 1
 ) -> torch.optim.AdamW:
     """AdamW over all trainable parameters; with `muon_lr`, Muon over matrices and kernels.
 
-    Each group carries `peak_lr`, which the loop scales by the schedule. Weight decay is on matrices and kernels only,
+    Each group carries `peak_lr`, which the loop scales by the schedule: of a `RatedModule`'s parts, their share of it.
+    Weight decay is on matrices and kernels only,
     not on biases, norms and embeddings. Embeddings stay with AdamW: a row's update should not depend on other rows. So
     does a discriminator, without decay: before it takes part its gradient is 0, and it must stay as it is.
     shares: data-parallel processes among which Muon's work is shared out.
@@ -147,24 +157,27 @@ def make_optimizer(
     apart = (module for module in network.modules() if isinstance(module, nn.Embedding | PatchDiscriminator))
     undecayed = {id(parameter) for module in apart for parameter in module.parameters()}
     undecayed |= {id(each) for name, each in network.named_parameters() if name.endswith("positional_embedding")}
-    matrices: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in network.parameters():
+    rates = network.rates if isinstance(network, RatedModule) else {}
+    kinds = (("muon", muon_lr, weight_decay), ("decayed", lr, weight_decay), ("plain", lr, 0.0))
+    members: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2 or id(parameter) in undecayed:
-            plain.append(parameter)
+            kind = "plain"
         elif muon_lr is not None and parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= SMALLEST_MATRIX_SIDE:
-            matrices.append(parameter)
+            kind = "muon"
         else:
-            decayed.append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "muon": True, "peak_lr": muon_lr, "weight_decay": weight_decay},
-        {"params": decayed, "muon": False, "peak_lr": lr, "weight_decay": weight_decay},
-        {"params": plain, "muon": False, "peak_lr": lr, "weight_decay": 0.0},
+            kind = "decayed"
+        rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), 1.0)
+        members.setdefault((kind, rate), []).append(parameter)
+    groups = [
+        {"params": members[kind, rate], "muon": kind == "muon", "peak_lr": peak_lr * rate, "weight_decay": decay}
+        for kind, peak_lr, decay in kinds
+        for rate in sorted({1.0, *rates.values()}, reverse=True)
+        if peak_lr is not None and (kind, rate) in members
     ]
-    optimizer = MuonAdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, beta2), fused=True)
+    optimizer = MuonAdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     optimizer.shares = shares
     return optimizer
 

@@ -59,7 +59,7 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in log_events(run) if "loss" in event]
 
 
-@pytest.mark.parametrize("part", ["vae", "unet", "aligned"])
+@pytest.mark.parametrize("part", ["vae", "unet", "aligned", "prompted"])
 def test_two_processes_are_one_with_twice_the_accumulation(
     part: str, two: Path, tiny_data: TinyData, tmp_path: Path
 ) -> None:
@@ -100,7 +100,7 @@ def test_resumed_equals_uninterrupted_otherwise(how: str, two: Path) -> None:
 
 def test_a_sharded_run_leaves_the_same_files(two: Path) -> None:
     """Whole tensors under the same names, which the optimizer has too; their averages follow them."""
-    for part in ("vae", "unet", "aligned"):
+    for part in ("vae", "unet", "aligned", "prompted"):
         sharded, replicated = (RunDir(two / how / part).latest() for how in ("sharded", "replicated"))
         assert sharded is not None
         assert replicated is not None

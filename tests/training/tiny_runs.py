@@ -24,6 +24,7 @@ from latentgen.training.alignment import AlignedObjective, AlignedUNet, FeatureC
 from latentgen.training.caches import ContextCache, LatentCache
 from latentgen.training.loop import Objective, Outcome, fit
 from latentgen.training.run_dir import MANIFEST, RunDir
+from latentgen.training.text_tuning import PromptedObjective, PromptedUNet, TokenContexts
 from latentgen.training.unet import UNetObjective, UNetObjectiveConfig
 from latentgen.training.vae import VAELossWeights, VAEObjective
 from tests.tiny import randomize, tiny_vae
@@ -114,8 +115,7 @@ class TinyData:
         self, seed: int = 0, *, config: UNetObjectiveConfig | None = None, diffusion: DiffusionConfig | None = None
     ) -> UNetObjective:
         frozen_vae = tiny_vae(VAE)
-        encoder = CLIPTextModel(TEXT).eval()
-        randomize(encoder)
+        encoder = self.text_encoder()
         latents = LatentCache(self.records, self.pixels, frozen_vae, self.cache, lambda text: None)
         contexts = ContextCache(self.records, self.tokenizer, encoder, self.cache, lambda text: None)
         torch.manual_seed(seed)
@@ -130,6 +130,18 @@ class TinyData:
             None,
             {"data": fingerprint(self.records)},
         )
+
+    def text_encoder(self) -> CLIPTextModel:
+        encoder = CLIPTextModel(TEXT).eval()
+        randomize(encoder)
+        return encoder
+
+    def prompted(self, seed: int = 0, *, aligned: bool = False, rate: float = 0.3) -> PromptedObjective:
+        """As `unet` or `aligned`, with the text encoder trained."""
+        objective = self.aligned(seed) if aligned else self.unet(seed)
+        denoising = objective.denoising if isinstance(objective, AlignedObjective) else objective
+        denoising.contexts = TokenContexts(self.tokenizer)
+        return PromptedObjective(PromptedUNet(objective.network, self.text_encoder(), rate), objective, denoising)
 
     def aligned(self, seed: int = 0) -> AlignedObjective:
         """Every caption is kept, so that batches differ by their pictures alone."""
@@ -146,8 +158,9 @@ def colours(pictures: Tensor) -> Tensor:
 
 
 def build(data: TinyData, name: str) -> Objective:
-    """The objective of this name: vae, clip, unet or aligned."""
-    return {"vae": data.vae, "clip": data.clip, "unet": data.unet, "aligned": data.aligned}[name]()
+    """The objective of this name: vae, clip, unet, aligned or prompted."""
+    makers = {"vae": data.vae, "clip": data.clip, "unet": data.unet, "aligned": data.aligned}
+    return {**makers, "prompted": data.prompted}[name]()
 
 
 SHORT_RUN = TrainConfig(

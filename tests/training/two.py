@@ -24,9 +24,9 @@ from tests.training.ranks import fork_ranks, wait_for
 from tests.training.test_loop import spoiled
 from tests.training.tiny_runs import LAST, TinyData, build, train, train_until_killed
 
-PARTS = ("vae", "clip", "unet", "aligned")
+PARTS = ("vae", "clip", "unet", "aligned", "prompted")
 RESUMED = "unet"
-SHARDED = ("vae", "unet", "aligned")
+SHARDED = ("vae", "unet", "aligned", "prompted")
 
 
 def exact(data: TinyData, folder: Path, stops: list[int], *, last: int = LAST, muon_lr: float | None = None) -> None:

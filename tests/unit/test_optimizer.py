@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentgen.training.optimizer import MUON_MOMENTUM, MuonAdamW, make_optimizer, orthogonalize, shared_out
+from latentgen.training.optimizer import (
+    MUON_MOMENTUM,
+    MuonAdamW,
+    RatedModule,
+    make_optimizer,
+    orthogonalize,
+    shared_out,
+)
 from latentgen.training.scaler_state import load_scaler, scaler_tensors
 
 
@@ -64,6 +71,31 @@ def test_which_parameter_goes_where() -> None:
     assert (muon["weight_decay"], decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.1, 0.0)
     network.linear.requires_grad_(False)
     assert all("linear.weight" not in names_in(network, group) for group in make(network).param_groups)
+
+
+def test_a_part_learns_at_its_own_rate() -> None:
+    class Two(RatedModule):
+        def __init__(self, rates: dict[str, float]) -> None:
+            super().__init__(rates)
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    groups = make(Two({"second.": 0.25}), muon_lr=0.04).param_groups
+    assert [(group["muon"], group["peak_lr"]) for group in groups] == [
+        (True, 0.04), (True, 0.01), (False, 1e-2), (False, 2.5e-3),
+    ]  # fmt: skip
+    moved: list[dict[str, Tensor]] = []
+    for rates in ({}, {"second.": 0.25}):
+        network = Two(rates)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        optimizer = make_optimizer(network, lr=1e-2, muon_lr=0.04, weight_decay=0.0, beta2=0.99)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"]
+        (network.first(torch.ones(2, 6)).square().sum() + network.second(torch.ones(2, 6)).square().sum()).backward()
+        optimizer.step()
+        moved.append({name: value - before[name] for name, value in network.state_dict().items()})
+    for name, distance in moved[0].items():
+        torch.testing.assert_close(moved[1][name], distance * (0.25 if name.startswith("second.") else 1.0), msg=name)
 
 
 def test_positions_are_embeddings_too() -> None:
