@@ -212,3 +212,41 @@ def test_an_autoencoder_is_measured_on_pictures_without_captions(cli: Cli, tiny_
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "1 of 3 pictures in photos cannot be used: a.gif" in refused.err
     assert refused.err.endswith("(mend or remove them)\n"), "there is no --skip-bad here"
+
+
+def test_words(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "data", 12, side_px=32)
+    command = ("evaluate", "words", "-m", tiny_model, "--data", pictures, "--threads", "1")
+    outcome = cli(*command, "--exchange", "red:green", "--exchange", " picture : number ", "--limit", "4")
+    assert outcome.code == 0, outcome.err
+    head, _, first, second = outcome.out.splitlines()
+    assert "64 px" in head
+    assert re.fullmatch(r"red / green +4  \d+% \(\d+% to \d+%\) +(-?\d+\.\d\d%\s*){4}", first), first
+    assert second.startswith("picture / number")
+    events = cli(*command, "--exchange", "red:green", "--json")
+    (event,) = [json.loads(line) for line in events.out.splitlines()]
+    assert (event["event"], event["exchange"], event["total"]) == ("words", ["red", "green"], 12)
+    assert len(event["gains"]) == 4
+    again = cli(*command, "--exchange", "red:green", "--json")
+    assert again.out == events.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--exchange", "left"), "--exchange 'left' is not two words (as left:right)"),
+        (("--exchange", ":right"), "--exchange ':right' is not two words"),
+        (("--exchange", "a:b:c"), "--exchange 'a:b:c' is not two words"),
+        (("--exchange", "left:LEFT"), "--exchange 'left:LEFT' is not two words"),
+        (("--exchange", "left:right"), "no caption of data holds 'left' or 'right'"),
+        (("--exchange", "red:green", "--size", "33"), "--size 33 does not fit this model"),
+    ],
+)
+def test_words_that_cannot_be_measured(
+    arguments: tuple[str, ...], says: str, cli: Cli, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "data", 2, side_px=32)
+    outcome = cli("evaluate", "words", "-m", tiny_model, "--data", "data", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert says in outcome.err
+    assert len(outcome.err.splitlines()) == 1
