@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The embedded model from nothing, in legs of at most ten minutes each on a machine with one large GPU.
 #
-#   scripts/embedded_model.sh render vae clip        # first leg
+#   scripts/embedded_model.sh render vae clip teach  # first leg
 #   scripts/embedded_model.sh unet                   # second leg, and as many more as there are
 #   scripts/embedded_model.sh decoder                # a leg at any time after the first: sharper, with the same latents
 #   scripts/embedded_model.sh finish export pieces   # last leg: the learning rate falls to 0; the model, in small files
@@ -33,7 +33,7 @@ PIECE=${PIECE:-15m}
 
 latentgen() { "$PYTHON" -m latentgen "$@"; }
 common=(--mixed-precision "$PRECISION" --resume auto --log-every 100 --save-every 1000 --keep 1 --no-progress)
-unet=(--data "$RUNS/scenes" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" --cache "$RUNS/cache"
+unet=(--data "$RUNS/scenes" --vae "$RUNS/vae/model" --text-encoder "$RUNS/taught" --cache "$RUNS/cache"
   --batch-size "$UNET_BATCH" --lr 1e-3 --muon-lr 0.02 --sample-prompts weights/sample-prompts.txt)
 [ -n "$PROBE" ] && unet+=(--align "$PROBE")
 
@@ -62,6 +62,12 @@ clip() {
     --max-minutes "$CLIP_MINUTES" "${common[@]}"
 }
 
+# What CLIP's loss does not ask for: left and right, and which of two things is which. Some minutes of one CPU.
+teach() {
+  [ -d "$RUNS/taught" ] || "$PYTHON" scripts/teach_text.py "$RUNS/clip/model" "$RUNS/taught" --vocabulary "$VOCABULARY" \
+    --apart left:right
+}
+
 # At a constant rate, as long as there is time: the average of the weights is what is drawn with.
 unet() {
   latentgen train-unet "${unet[@]}" --out "$RUNS/unet" --ema-decay 0.9995 --warmup 200 \
@@ -71,7 +77,7 @@ unet() {
 # From there to 0, which is worth as much as several times the samples.
 finish() {
   local start=(--init "$RUNS/whole")
-  latentgen export --unet "$RUNS/unet/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/clip/model" \
+  latentgen export --unet "$RUNS/unet/model" --vae "$RUNS/vae/model" --text-encoder "$RUNS/taught" \
     --dtype float32 --out "$RUNS/whole" --overwrite
   latentgen train-unet "${unet[@]}" "${start[@]}" --out "$RUNS/finish" --ema-decay 0.999 --warmup 100 \
     --lr-scheduler cosine --max-steps "$FINISH_STEPS" $UNET_OPTIONS "${common[@]}"
@@ -81,7 +87,7 @@ export_model() {
   local last="$RUNS/unet" vae="$RUNS/vae"
   [ -d "$RUNS/finish/model" ] && last="$RUNS/finish"
   [ -d "$RUNS/decoder/model" ] && vae="$RUNS/decoder"
-  latentgen export --unet "$last/model" --vae "$vae/model" --text-encoder "$RUNS/clip/model" \
+  latentgen export --unet "$last/model" --vae "$vae/model" --text-encoder "$RUNS/taught" \
     --out "$RUNS/embedded" --overwrite
 }
 
@@ -96,8 +102,8 @@ pieces() {
 
 for stage in "$@"; do
   case $stage in
-    render | vae | decoder | clip | unet | finish | pieces) "$stage" ;;
+    render | vae | decoder | clip | teach | unet | finish | pieces) "$stage" ;;
     export) export_model ;;
-    *) echo "no such stage: $stage (render vae decoder clip unet finish export pieces)" >&2; exit 2 ;;
+    *) echo "no such stage: $stage (render vae decoder clip teach unet finish export pieces)" >&2; exit 2 ;;
   esac
 done

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, Final, NoReturn, cast
 
 from latentgen.errors import ModelLoadError, ModelNotFoundError
@@ -102,6 +103,10 @@ def read_header(file: BinaryIO, size: int, path: Path, *, quantised: bool = Fals
     return _check_header(_parse(text, path), 8 + length, size, path, known)
 
 
+PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+"""How files of PNG, JPEG and GIF begin; WebP is told by two words."""
+
+
 def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
     """What a file that is no safetensors file is, by its first bytes, and the way out; None if it may be one."""
     head = start.lstrip()[:64].lower()
@@ -111,9 +116,13 @@ def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
         return "is a Git LFS pointer, not the weights themselves", "run: git lfs pull"
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not weights", "the download needs another link or a login; download it again"
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file, which is not read here", "take the same model as .safetensors"
+    if any(start.startswith(magic) for magic in PICTURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
+        return "is a picture, not weights", f"what it was made with: latentgen info {quote(path.name)}"
     if is_pickle(start):
         ending = "-tensors.safetensors" if path.suffix.lower() == ".safetensors" else ".safetensors"
-        way_out = f"to copy its tensors out: latentgen convert {path.name} {path.stem}{ending}"
+        way_out = f"to copy its tensors out: latentgen convert {quote(path.name)} {quote(path.stem + ending)}"
         return "is a pickle, which could run code; it is never opened here", way_out
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Final, Literal
 
 from latentgen.checkpoints.diffusers_config import (
@@ -143,7 +144,7 @@ def check_folder(folder: Path) -> None:
         raise ModelLoadError(f"{folder} cannot be read: {error.strerror}") from None
     if foreign is not None:
         raise ModelLoadError(f"{folder} {foreign[0]}", hint=foreign[1])
-    raise ModelLoadError(f"{folder} is a file, not a model folder", hint=f"see: latentgen info {folder}")
+    raise ModelLoadError(f"{folder} is a file, not a model folder", hint=f"see: latentgen info {quote(str(folder))}")
 
 
 def check_replaceable(folder: Path, part: Part | Literal["scheduler"] | None = None) -> None:

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final, Literal, cast
 
 from latentgen.checkpoints.compvis_names import text_names, unet_names, vae_names
@@ -256,7 +257,8 @@ def find_vae(header: Header, path: Path) -> tuple[VAEConfig, dict[str, str]]:
         config = SD_VAE
     else:
         raise ModelLoadError(
-            f"{path} holds no autoencoder of Stable Diffusion 1.x or 2.x", hint=f"see: latentgen info {path}"
+            f"{path} holds no autoencoder of Stable Diffusion 1.x or 2.x",
+            hint=f"see: latentgen info {quote(str(path))}",
         )
     names = vae_names(config)
     if any(name.startswith("decoder.up_blocks.") for name in shapes):
@@ -305,7 +307,8 @@ def _published_config(
     width = shapes.get(key, (0, 0))[-1]
     if len(first) != 4 or width not in (768, 1024):
         raise ModelLoadError(
-            f"{path} is no single-file model of Stable Diffusion 1.x or 2.x", hint=f"see: latentgen info {path}"
+            f"{path} is no single-file model of Stable Diffusion 1.x or 2.x",
+            hint=f"see: latentgen info {quote(str(path))}",
         )
     channels = first[1]
     if channels not in (4, 9):

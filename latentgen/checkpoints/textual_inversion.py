@@ -13,6 +13,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from latentgen.checkpoints.header import TensorEntry, read_header
@@ -117,6 +118,6 @@ def _find_vectors(entries: tuple[TensorEntry, ...], path: Path) -> TensorEntry:
     if len(entries) != 1:
         raise ModelLoadError(
             f"{path} is not a textual inversion: it holds {len(entries)} tensors, not one",
-            hint=f"see: latentgen info {path}",
+            hint=f"see: latentgen info {quote(str(path))}",
         )
     return entries[0]

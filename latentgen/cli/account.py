@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from latentgen.cli.foreign import flags_of, foreign_flags
@@ -122,7 +123,7 @@ def read_foreign_text(picture: Path, text: PictureText) -> ForeignMetadata:
     foreign = read_foreign(text)
     if foreign is None:
         raise InputError(
-            f"{picture} does not carry settings that latentgen reads", hint=f"see: latentgen info {picture}"
+            f"{picture} does not carry settings that latentgen reads", hint=f"see: latentgen info {quote(str(picture))}"
         )
     return foreign
 

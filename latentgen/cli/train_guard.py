@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latentgen.training.run_lock import check_free
-from latentgen.training.signals import imports_stopped
+from latentgen.training.signals import LOADING_S, ended_if_stuck
 
 
 def guarded(out: Path | None, command: Callable[[], None]) -> None:
@@ -22,7 +22,7 @@ def guarded(out: Path | None, command: Callable[[], None]) -> None:
     if out is not None and os.environ.get("RANK", "0") == "0":  # the others wait for the first, which takes the folder
         check_free(out)
     try:
-        with imports_stopped():
+        with ended_if_stuck(signals_before=0, stuck_s=LOADING_S):
             command()
     except Exception as error:  # noqa: BLE001  all are raised again
         processes = sys.modules.get("latentgen.training.processes")

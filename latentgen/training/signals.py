@@ -20,7 +20,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STUCK_S = 2.0
 """How long a process that was told to end at once may take for it before it is ended."""
 LOADING_S = 8.0
-"""The same before the training begins, where a cache may have to be taken away again."""
+"""The same before the training begins, where a cache may have to be taken away again (`train_guard`)."""
 
 
 class StopNow(BaseException):
@@ -68,45 +68,6 @@ def noted() -> Generator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def imports_stopped() -> Generator[None]:
-    """Within the block a signal that falls into an import ends the process there; elsewhere it does what it did.
-
-    An import is no place for an exception: some packages catch whatever is raised while they are loaded, and go on
-    without a part of themselves. Only the main thread of a program may ask for that; elsewhere nothing is done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if _is_importing(frame):
-            print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
-            os._exit(128 + number)
-        handler = before[signal.Signals(number)]
-        assert callable(handler), "Python's own for SIGINT, the command line's for SIGTERM"
-        handler(number, frame)
-
-    handled = [number for number, handler in before.items() if callable(handler)]
-    for number in handled:
-        signal.signal(number, stop)
-    try:
-        with ended_if_stuck(signals_before=0, stuck_s=LOADING_S):
-            yield
-    finally:
-        for number in handled:
-            signal.signal(number, before[number])
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 @contextmanager

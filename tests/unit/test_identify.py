@@ -308,6 +308,10 @@ def test_pickles_by_the_names_spelled_in_them(names: list[str], architecture: st
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page.*download it again"),
         (b"hello", "not a whole safetensors file"),
+        (b"GGUF\3\0\0\0", r"is a GGUF file, which is not read here"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a picture, not weights"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a picture, not weights"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "is a picture, not weights"),
         (b"PK\x03\x04 not an archive", None),
     ],
 )
@@ -318,6 +322,13 @@ def test_files_that_are_no_weights(content: bytes, told: str | None, tmp_path: P
         return
     with pytest.raises(ModelLoadError, match=told):
         identify(tmp_path / "model.safetensors")
+
+
+def test_a_way_out_can_be_pasted(tmp_path: Path) -> None:
+    (tmp_path / "my picture.png").write_bytes(b"GIF89a")
+    with pytest.raises(ModelLoadError) as caught:
+        identify(tmp_path / "my picture.png")
+    assert caught.value.hint == "what it was made with: latentgen info 'my picture.png'"
 
 
 def test_nothing_there_and_no_model(tmp_path: Path) -> None:
