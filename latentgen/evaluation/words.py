@@ -3,6 +3,7 @@
 A model that pays attention to a word foresees the picture's noise better when it is told the right one. So nothing is
 drawn and nobody judges: two captions of one picture, the same noise, and the two errors compared. A word that it passes
 over is right half of the time, whether the text encoder lost it or the U-Net does not look at it.
+What shows through the noise anyway needs no word: of where a thing stands only the noisiest levels depend on it.
 Source: the diffusion classifier, arXiv:2303.16203, section 3 (paired noise: section 3.2).
 """
 
