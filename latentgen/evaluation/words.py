@@ -18,12 +18,12 @@ from torch import Tensor
 
 from latentgen.checkpoints.folder import ModelBundle
 from latentgen.data.pixels import to_float
+from latentgen.diffusion.fixed_draws import QUARTERS, fixed_noise, fixed_timesteps
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.losses import diffusion_loss, training_target
 from latentgen.diffusion.schedule import NoiseSchedule
 from latentgen.evaluation.scores import Share
 from latentgen.images.pixels import Pixels
-from latentgen.training.unet_validation import QUARTERS, fixed_noise, fixed_timesteps
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,13 @@ from latentgen import __version__
 from latentgen.checkpoints.io import is_finite
 from latentgen.config import TrainConfig
 from latentgen.diffusion.denoiser import may_run_ahead
+from latentgen.diffusion.seeds import seed_for
 from latentgen.errors import InputError, RuntimeFailure
 from latentgen.kernels import gpu
 from latentgen.training.ema import EMA
 from latentgen.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from latentgen.training.processes import current_watch, device_of, failures_told, join_processes
-from latentgen.training.rng import Draw, Order, seed_for
+from latentgen.training.rng import Draw, Order
 from latentgen.training.run_dir import Checkpoint, RunDir
 from latentgen.training.scaler_state import load_scaler, scaler_tensors
 from latentgen.training.sharding import SWITCH, check_can_shard, is_sharding_asked, shard, unsharded, whole

@@ -6,7 +6,6 @@ A run resumed from any step has the same SHA-256 over weights, EMA and optimizer
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,16 +13,7 @@ from typing import Protocol
 import torch
 from torch import Generator
 
-
-def seed_for(seed: int, *purpose: object) -> int:
-    """A 32-bit seed that depends on all arguments (torch's CPU generator uses only the low 32 bits)."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return int.from_bytes(digest[:4], "little")
-
-
-def generator_for(seed: int, *purpose: object) -> Generator:
-    """A CPU generator for one purpose, for instance `generator_for(seed, "noise", sample_index)`."""
-    return Generator().manual_seed(seed_for(seed, *purpose))
+from latentgen.diffusion.seeds import generator_for, seed_for
 
 
 @dataclass(frozen=True, slots=True)

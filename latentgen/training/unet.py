@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentgen.config import DiffusionConfig, GenerationDefaults
 from latentgen.data.records import Record
+from latentgen.diffusion.fixed_draws import fixed_noise, fixed_timesteps, summarise
 from latentgen.diffusion.guidance import GuidedDenoiser
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.losses import diffusion_loss, min_snr_weights, training_target
@@ -28,7 +29,6 @@ from latentgen.samplers.registry import get_sampler
 from latentgen.training.caches import Contexts, LatentCache
 from latentgen.training.rng import Draw, Order, OrderAmong, sample_order
 from latentgen.training.set_aside import others
-from latentgen.training.unet_validation import fixed_noise, fixed_timesteps, summarise
 
 SAMPLES_AT_A_TIME = 2
 """Prompts of a sheet that are drawn together: with guidance four passes in a batch, without gradients."""

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from latentgen.config import DiffusionConfig, GenerationDefaults, PredictionType
 from latentgen.data.pixels import to_float
+from latentgen.diffusion.fixed_draws import fixed_timesteps
 from latentgen.errors import RuntimeFailure
 from latentgen.models.clip_text import CLIPTextModel
 from latentgen.training.caches import LatentCache
 from latentgen.training.rng import Draw
 from latentgen.training.set_aside import pictures_to_set_aside, set_aside
 from latentgen.training.unet import SamplePlan, UNetObjective, UNetObjectiveConfig
-from latentgen.training.unet_validation import fixed_timesteps
 from tests.tiny import randomize, tiny_vae
 from tests.training.overfitting import draws, overfit
 from tests.training.tiny_runs import TEXT, VAE, TinyData, train

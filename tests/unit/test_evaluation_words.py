@@ -12,9 +12,9 @@ from torch import Tensor
 
 from latentgen.checkpoints.diffusers_config import write_scheduler
 from latentgen.checkpoints.folder import ModelBundle
+from latentgen.diffusion.fixed_draws import fixed_noise, fixed_timesteps
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.evaluation.words import Exchange, Pair, measure_words
-from latentgen.training.unet_validation import fixed_noise, fixed_timesteps
 from tests.tiny import randomize
 from tests.tiny_bundle import tiny_bundle
 

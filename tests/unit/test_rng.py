@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from latentgen.training.rng import BucketOrder, Draw, SampleOrder, generator_for, sample_order, seed_for
+from latentgen.diffusion.seeds import generator_for, seed_for
+from latentgen.training.rng import BucketOrder, Draw, SampleOrder, sample_order
 
 
 def test_every_epoch_is_a_fresh_permutation() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentgen.training.rng import generator_for
+from latentgen.diffusion.seeds import generator_for
 
 TIMESTEPS_A_PICTURE = 8
 """Two in each quarter of the schedule."""
