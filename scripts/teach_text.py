@@ -4,11 +4,11 @@
     python scripts/teach_text.py runs/clip/model runs/taught --apart left:right     (no U-Net yet)
 
 CLIP's loss asks a text encoder for no more than telling a batch's captions apart. The embedded model's had so lost left
-and right, and which of two things stands where: `latentgen evaluate words --exchange left:right` found 53 %, which is
-chance, and a U-Net on frozen states cannot learn what they do not hold. Here heads that are thrown away read the labels
-of scenes (which thing is on the left, in what colour, how many, where, when) from the mean of the states at a caption's
-end and behind it, where most of a U-Net's attention goes; all states are held near what they were. No picture is used,
-and no scene with a held-out composition.
+and right, and which of two things stands where (`latentgen evaluate words --exchange left:right` tells), and a U-Net on
+frozen states cannot learn what they do not hold. Here heads that are thrown away read the labels of scenes (which thing
+is on the left, in what colour, how many, where, when) from the mean of the states at a caption's end and behind it,
+which are most of the 77; all states are held near what they were. No picture is used, and no scene with a held-out
+composition.
 
 What the U-Net makes of a state is kept by a linear map: that from the new states to the old, by least squares, goes
 into its keys and values. Then it sees about what it saw, and `train-unet --init` teaches it the rest.
@@ -25,6 +25,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -109,14 +110,18 @@ def state_of_the_end(states: Tensor, token_ids: Tensor, end: int) -> Tensor:
 
 def teach(
     encoder: CLIPTextModel,
+    before: CLIPTextModel,
     tokenizer: Tokenizer,
     lessons: Lessons,
     steps: int,
     *,
     report: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Train the encoder in place; the share of right answers on the first `HELD_OUT` captions, by question."""
-    end, before = encoder.config.eos_token_id, deepcopy(encoder).eval()
+    """Train the encoder in place; the share of right answers on the first `HELD_OUT` captions, by question.
+
+    before: the encoder as it was, whose states those of the trained one stay near.
+    """
+    end = encoder.config.eos_token_id
     options = {question: sorted(set(answers)) for question, answers in lessons.answers.items()}
     right = {
         question: torch.tensor([options[question].index(answer) for answer in answers])
@@ -179,7 +184,7 @@ def move_apart(encoder: CLIPTextModel, tokenizer: Tokenizer, words: str) -> None
     """Move the embeddings of two words apart, in place. Raises InputError unless each is one token."""
     rows = encoder.text_model.embeddings.token_embedding.weight
     tokens = [tokenizer.tokenize(word) for word in words.split(":")]
-    if len(tokens) != 2 or any(len(each) != 1 for each in tokens):
+    if len(tokens) != 2 or any(len(each) != 1 for each in tokens) or tokens[0] == tokens[1]:
         raise InputError(f"--apart {words}: not two words of one token each", hint="as left:right")
     (first,), (second,) = tokens
     direction = torch.randn(rows.shape[1])
@@ -223,8 +228,12 @@ def run(
 ) -> None:
     """Write the model with its text encoder taught and its U-Net, if it has one, turned.
 
-    Raises LatentgenError for what cannot be read, InputError for an out that is there already and as `move_apart`.
+    Raises LatentgenError for what cannot be read, InputError for an out that is there already, for numbers that are no
+    lessons and as `move_apart`.
     """
+    for name, value, least in (("steps", steps, 1), ("captions", captions, 8), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"--{name} {value} is not {least} or more")
     if out.exists():
         raise InputError(f"{out} is there already", hint="name a new folder")
     encoder, tokenizer = load_text_encoder(model), load_tokenizer(model)
@@ -233,7 +242,7 @@ def run(
     torch.manual_seed(0)
     if apart is not None:
         move_apart(encoder, tokenizer, apart)
-    shares = teach(encoder, tokenizer, Lessons.of_scenes(captions, seed, vocabulary), steps)
+    shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary), steps)
     print("told from the end of a caption: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if unet is not None:
         fresh = [make_record(vocabulary, seed + 10**7 + k, 1).captions[0] for k in range(MAPPED_ON)]
@@ -242,11 +251,15 @@ def run(
         mapping, share = map_between(*(states_of(each, tokenizer, shuffled) for each in (encoder, before)))
         print(f"the new states, mapped, tell {share:.1%} of the old ones' variance")
         turn_contexts(unet, mapping)
-    # The image tower of a train-clip run knows the encoder as it was; weights may have had other names than ours.
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns("clip", "text_encoder", "unet"))
-    save_text_encoder(encoder, out / "text_encoder")
-    if unet is not None:
-        save_unet(unet, out / "unet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # so that there is never half a model
+        aside = Path(folder) / out.name
+        # The image tower of a train-clip run knows the encoder as it was; weights may have had other names than ours.
+        shutil.copytree(model, aside, ignore=shutil.ignore_patterns("clip", "text_encoder", "unet"))
+        save_text_encoder(encoder, aside / "text_encoder")
+        if unet is not None:
+            save_unet(unet, aside / "unet")
+        aside.rename(out)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
         return "is a web page, not weights", "the download needs another link or a login; download it again"
     if start.startswith(b"GGUF"):
         return "is a GGUF file, which is not read here", "take the same model as .safetensors"
-    if any(start.startswith(magic) for magic in PICTURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
+    if start.startswith(PICTURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
         return "is a picture, not weights", f"what it was made with: latentgen info {quote(path.name)}"
     if is_pickle(start):
         ending = "-tensors.safetensors" if path.suffix.lower() == ".safetensors" else ".safetensors"

@@ -247,10 +247,10 @@ def train_unet(
         return
     weights = trained.weights
     if text_rate is not None:
-        encoder.load_state_dict(text_tuning.part_of(weights, text_tuning.TEXT_ENCODER))
+        encoder.load_state_dict(alignment.part_of(weights, text_tuning.TEXT_ENCODER))
         save_text_encoder(encoder, run.out / "model" / "text_encoder")
         tokenizer.save(run.out / "model" / "tokenizer")
-        weights = text_tuning.part_of(weights, text_tuning.DENOISER)
+        weights = alignment.part_of(weights, text_tuning.DENOISER)
     network.load_state_dict(weights if features is None else alignment.unet_tensors(weights))
     save_unet(network, run.out / "model" / "unet")
     save_diffusion(model.diffusion, run.out / "model" / "scheduler")

@@ -96,7 +96,12 @@ class AlignedUNet(nn.Module):
 
 def unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The U-Net's part of an `AlignedUNet`'s tensors, under its own names."""
-    return {name.removeprefix("unet."): each for name, each in tensors.items() if name.startswith("unet.")}
+    return part_of(tensors, "unet.")
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part of a network, under that part's own names; prefix: what they begin with in the whole."""
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
 class AlignedBatch(NamedTuple):

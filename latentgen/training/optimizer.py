@@ -149,9 +149,9 @@ def make_optimizer(
     """AdamW over all trainable parameters; with `muon_lr`, Muon over matrices and kernels.
 
     Each group carries `peak_lr`, which the loop scales by the schedule: of a `RatedModule`'s parts, their share of it.
-    Weight decay is on matrices and kernels only,
-    not on biases, norms and embeddings. Embeddings stay with AdamW: a row's update should not depend on other rows. So
-    does a discriminator, without decay: before it takes part its gradient is 0, and it must stay as it is.
+    Weight decay is on matrices and kernels only, not on biases, norms and embeddings. Embeddings stay with AdamW: a
+    row's update should not depend on other rows. So does a discriminator, without decay: before it takes part its
+    gradient is 0, and it must stay as it is.
     shares: data-parallel processes among which Muon's work is shared out.
     """
     apart = (module for module in network.modules() if isinstance(module, nn.Embedding | PatchDiscriminator))

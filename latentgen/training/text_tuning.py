@@ -57,11 +57,6 @@ class PromptedUNet(RatedModule):
         return PromptedUNet(self.denoiser.unet, self.text_encoder, self.rates[TEXT_ENCODER])
 
 
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of one part of a `PromptedUNet`, under that part's own names."""
-    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-
-
 class PromptedObjective:
     """The loss of a `UNetObjective` or an `AlignedObjective`, of a network that encodes the captions itself."""
 

@@ -77,7 +77,7 @@ class UNetBatch(NamedTuple):
     t: Tensor
     """(B,) int64 in [0, T)."""
     context: Tensor
-    """(B, 77, D)."""
+    """(B, 77, D); or token ids (B, 77), where the network encodes them itself (`text_tuning`)."""
 
 
 class UNetObjective:

@@ -11,7 +11,8 @@ from transformers import CLIPTextModel
 
 from latentgen.checkpoints.folder import load_model, load_text_encoder, load_unet
 from latentgen.checkpoints.tokenizers import load_tokenizer
-from latentgen.training.text_tuning import TEXT_ENCODER, part_of
+from latentgen.training.alignment import part_of
+from latentgen.training.text_tuning import TEXT_ENCODER
 from tests.cli.conftest import Cli
 from tests.cli.test_train import assert_refused
 from tests.training.tiny_runs import write_pictures

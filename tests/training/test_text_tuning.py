@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentgen.training.alignment import AlignedObjective, unet_tensors
+from latentgen.training.alignment import AlignedObjective, part_of, unet_tensors
 from latentgen.training.rng import Draw
-from latentgen.training.text_tuning import DENOISER, TEXT_ENCODER, part_of
+from latentgen.training.text_tuning import DENOISER, TEXT_ENCODER
 from tests.tiny import randomize
 from tests.training.tiny_runs import TinyData, state_hashes, train
 

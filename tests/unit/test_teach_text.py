@@ -87,7 +87,7 @@ def test_it_learns_and_stays_near() -> None:
     encoder, tokenizer, lessons = tiny_text_encoder(), Tokenizer.published(MERGES), Lessons.of_scenes(400, 0)
     before = deepcopy(encoder)
     notes: list[str] = []
-    shares = teach(encoder, tokenizer, lessons, 60, report=notes.append)
+    shares = teach(encoder, before, tokenizer, lessons, 60, report=notes.append)
     assert shares["relation"] > 0.75, "from the words between two things"
     assert len(notes) == 1
     ids = tokenizer.encode(["a red castle on the left"])
@@ -140,7 +140,14 @@ def test_a_text_encoder_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("model",), "is there already"), (("new", "--apart", "left"), "--apart left: not two words of one token each")],
+    [
+        (("model",), "is there already"),
+        (("new", "--apart", "left"), "--apart left: not two words of one token each"),
+        (("new", "--apart", "a:a"), "--apart a:a: not two words of one token each"),
+        (("new", "--steps", "0"), "--steps 0 is not 1 or more"),
+        (("new", "--captions", "0"), "--captions 0 is not 8 or more"),
+        (("new", "--seed", "-1"), "--seed -1 is not 0 or more"),
+    ],
 )
 def test_what_is_refused_is_one_line(
     arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
