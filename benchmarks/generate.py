@@ -34,11 +34,12 @@ COMMANDS = {
         PROMPT,
         "--seed=42",
         "--guidance=7.5",
+        "--guidance-interval=0,1",
         "--device=cpu",
         "--output={out}/demo.png",
     ],
 }
-"""What is told to Python."""
+"""What is told to Python. Every step is guided, as with diffusers, whatever the model's own interval is."""
 THEIRS = """
 import sys, torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -67,7 +68,7 @@ from latentgen import GenerationRequest, TextToImage, embedded_model_path
 imported_s = time.perf_counter() - start - torch_s
 model = TextToImage.load(device="cpu")
 loaded_s = time.perf_counter() - start - torch_s - imported_s
-result = next(iter(model.draw({prompt!r}, seed=42, guidance=7.5)))
+result = next(iter(model.draw({prompt!r}, seed=42, guidance=7.5, guidance_interval=(0, 1))))
 t = result.timings
 print(json.dumps({{"import torch": torch_s, "import latentgen": imported_s, "load": loaded_s, "text": t.text_s,
                   "denoise": t.denoise_s, "decode": t.decode_s}}))

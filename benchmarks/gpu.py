@@ -56,6 +56,7 @@ class Latentgen:
 
         told = self.told
         given: dict[str, Any] = {"sampler": "ddim", "guidance": GUIDANCE, "steps": told.steps}
+        given["guidance_interval"] = (0.0, 1.0)  # as diffusers guides, whatever the model's own
         given |= {"width_px": told.size, "height_px": told.size}
         config = self.model.bundle.config
         requests = [complete_request(config, prompt=prompt, seed=seed, **given) for seed in range(count)]

@@ -67,6 +67,7 @@ class Latentgen:
 
     def picture(self, size_px: int, steps: int) -> Callable[[], object]:
         given: dict[str, Any] = {"sampler": "ddim", "guidance": GUIDANCE, "steps": steps}
+        given["guidance_interval"] = (0.0, 1.0)  # as diffusers guides, whatever the model's own
         return lambda: next(self.model.draw(PROMPT, seed=1, width_px=size_px, height_px=size_px, **given))
 
 

@@ -123,6 +123,7 @@ def latentgen_drawer(folder: Path) -> Callable[[Job], list[str]]:
 
     def draw(job: Job) -> list[str]:
         given: dict[str, Any] = {"steps": job["steps"], "guidance": GUIDANCE, "sampler": SAMPLER}
+        given["guidance_interval"] = (0.0, 1.0)  # as diffusers guides, whatever the model's own
         given |= {"width_px": job["size_px"], "height_px": job["size_px"]}
         config = model.bundle.config
         requests = [complete_request(config, prompt=text, seed=seed, **given) for seed, text in job["prompts"]]

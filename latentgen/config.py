@@ -188,6 +188,8 @@ class GenerationDefaults:
     guidance: float = 7.5
     sampler: str = "dpmpp_2m"
     schedule: str = "karras"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Where in the run guidance acts, as fractions of its steps (arXiv:2404.07724)."""
 
     def __post_init__(self) -> None:
         for name, side_px in (("width", self.width_px), ("height", self.height_px)):
@@ -197,6 +199,9 @@ class GenerationDefaults:
             raise ConfigError(f"drawing defaults: steps {self.steps} must lie between 1 and 1000")
         if not 0 <= self.guidance < math.inf:
             raise ConfigError(f"drawing defaults: guidance {self.guidance} must be a number from 0")
+        start, end = self.guidance_interval
+        if not 0 <= start < end <= 1:
+            raise ConfigError(f"drawing defaults: guidance_interval {start}, {end} must rise within 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,7 @@ def complete_request(
         schedule=defaults.schedule if schedule is None else schedule,
         eta=0.0 if eta is None else eta,
         guidance_rescale=0.0 if guidance_rescale is None else guidance_rescale,
-        guidance_interval=(0.0, 1.0) if guidance_interval is None else guidance_interval,
+        guidance_interval=defaults.guidance_interval if guidance_interval is None else guidance_interval,
         deep_cache=1 if deep_cache is None else deep_cache,
         clip_skip=clip_skip,
         loras=loras,

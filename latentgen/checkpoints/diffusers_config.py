@@ -249,7 +249,7 @@ def read_run_defaults(path: Path, size_px: int, diffusion: DiffusionConfig) -> G
 
 def write_run_defaults(defaults: GenerationDefaults) -> dict[str, Any]:
     """`defaults.json`, for the model that a run's U-Net will be exported into."""
-    return {"_latentgen": asdict(defaults)}
+    return {"_latentgen": _defaults_to_json(defaults)}
 
 
 def _drawing_defaults(file: ConfigFile, size_px: int, diffusion: DiffusionConfig) -> GenerationDefaults:
@@ -262,11 +262,21 @@ def _drawing_defaults(file: ConfigFile, size_px: int, diffusion: DiffusionConfig
         "int": is_int,
         "float": lambda v: is_int(v) or isinstance(v, float),
         "str": lambda v: isinstance(v, str),
+        "tuple[float, float]": lambda v: isinstance(v, list) and len(v) == 2 and all(map(accepted["float"], v)),
     }
     for key, value in values.items():
         if not accepted[types[key]](value):
             raise file.wrong("_latentgen", f"{key} must be of type {types[key]}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return file.build(GenerationDefaults, **values)
+
+
+def _defaults_to_json(defaults: GenerationDefaults) -> dict[str, Any]:
+    """Without the interval where guidance acts throughout, so that versions that know none read the rest."""
+    content = asdict(defaults)
+    if defaults.guidance_interval == (0.0, 1.0):
+        del content["guidance_interval"]
+    return content
 
 
 def write_model_index(defaults: GenerationDefaults) -> dict[str, Any]:
@@ -274,7 +284,7 @@ def write_model_index(defaults: GenerationDefaults) -> dict[str, Any]:
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "_latentgen": asdict(defaults),
+        "_latentgen": _defaults_to_json(defaults),
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,

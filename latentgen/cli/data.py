@@ -51,6 +51,9 @@ Several = Annotated[
     typer.Option("--several", help="Pictures of more than one thing, counted or in pairs: include, exclude, or only."),
 ]
 Large = Annotated[str, typer.Option("--large", help="Pictures of one thing drawn large: include, exclude, or only.")]
+Aside = Annotated[
+    str, typer.Option("--aside", help="Pictures of one thing on the left or on the right: include, exclude, or only.")
+]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -164,6 +167,7 @@ def render(
     held_out: HeldOutOption = "include",
     several: Several = "include",
     large: Large = "include",
+    aside: Aside = "include",
     assets: Assets = None,
     quiet: Quiet = False,
 ) -> None:
@@ -186,6 +190,7 @@ def render(
         held_out=cast("Any", held_out),
         several=cast("Any", several),
         large=cast("Any", large),
+        aside=cast("Any", aside),
     )
     console = Console(quiet=quiet)
     with console.progress() as report:

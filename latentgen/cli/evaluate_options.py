@@ -43,7 +43,7 @@ class SamplingOptions:
             parser=options.parse_interval,
             metavar="A,B",
             rich_help_panel=DRAWING,
-            help="Guide only from this share of the steps to that one. Default: 0,1.",
+            help="Guide only from this share of the steps to that one. Default: the model's.",
         ),
     ] = None
 

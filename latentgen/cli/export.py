@@ -10,6 +10,7 @@ import typer
 
 from latentgen.cli.console import Console
 from latentgen.cli.model_names import named_folder, named_text_encoder
+from latentgen.cli.options import Interval, parse_interval
 from latentgen.errors import InputError
 
 
@@ -38,6 +39,15 @@ def export(
     ] = None,
     guidance: Annotated[
         float | None, typer.Option("--guidance", min=0, help="Its default guidance (default: as --unet says).")
+    ] = None,
+    guidance_interval: Annotated[
+        Interval | None,
+        typer.Option(
+            "--guidance-interval",
+            parser=parse_interval,
+            metavar="A,B",
+            help="The share of the steps that it guides by default, for instance 0.2,1 (default: as --unet says).",
+        ),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option("--sampler", help="Its default sampler (default: as --unet says).")
@@ -71,6 +81,7 @@ def export(
     given = {
         "steps": steps,
         "guidance": guidance,
+        "guidance_interval": None if guidance_interval is None else tuple(guidance_interval),
         "sampler": None if sampler is None else resolve_sampler(sampler)[0],
         "schedule": None if schedule is None else resolve_schedule(schedule),
     }

@@ -92,6 +92,7 @@ def foreign_flags(foreign: ForeignMetadata, config: ModelConfig) -> tuple[str, F
         **_plain(foreign.settings),
         **_walk(foreign.settings, remarks),
         **_sides(foreign.settings, config.size_multiple_px, remarks),
+        "guidance_interval": (0.0, 1.0),  # Not the model's: other tools guide throughout
         "prompt": plain_embeddings(foreign.prompt),
         "negative_prompt": plain_embeddings(foreign.negative_prompt),
         "seed": 0,

@@ -108,7 +108,7 @@ class DrawingOptions:
             parser=options.parse_interval,
             metavar="A,B",
             rich_help_panel=DRAWING,
-            help="Guide only from this share of the steps to that one, for instance 0.1,0.8. Default: 0,1.",
+            help="Guide only from this share of the steps to that one, for instance 0.1,0.8. Default: the model's.",
         ),
     ] = None
     deep_cache: Annotated[

@@ -10,6 +10,7 @@ from typing import Any, cast
 from latentgen.checkpoints.header import open_header
 from latentgen.cli.seen_words import known_words
 from latentgen.cli.weights_info import Summary, parts_summary, weights_summary
+from latentgen.config import GenerationDefaults
 
 MAX_TEXT = 2000
 """Characters of one value in a table: some LoRA files carry a whole data set's tags."""
@@ -35,7 +36,7 @@ def model_summary(path: Path) -> Summary:
         "diffusion": f"{config.diffusion.prediction_type}, {config.diffusion.beta_schedule}, "
         f"{config.diffusion.num_train_timesteps} timesteps",
         "sizes": f"multiples of {config.size_multiple_px} px, {defaults.width_px}x{defaults.height_px} by default",
-        "defaults": f"{defaults.steps} steps, {defaults.sampler} {defaults.schedule}, guidance {defaults.guidance:g}",
+        "defaults": f"{defaults.steps} steps, {defaults.sampler} {defaults.schedule}, {_guidance(defaults)}",
     }
     summary |= known_words(path)
     for file in sorted(path.glob("*/*.safetensors")):
@@ -44,6 +45,12 @@ def model_summary(path: Path) -> Summary:
         dtypes = _list(sorted({entry.dtype for entry in header.entries}))
         summary[str(file.relative_to(path))] = f"{count:,} parameters, {dtypes}, {file.stat().st_size / 1e6:.1f} MB"
     return summary
+
+
+def _guidance(defaults: GenerationDefaults) -> str:
+    start, end = defaults.guidance_interval
+    part = "" if (start, end) == (0, 1) else f" from {start:.0%} to {end:.0%} of the steps"
+    return f"guidance {defaults.guidance:g}{part}"
 
 
 def deep_summary(path: Path) -> Summary:

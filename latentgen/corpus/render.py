@@ -66,6 +66,8 @@ class CorpusArguments:
     """Scenes of more than one thing: counted ones, and pairs."""
     large: Choice = "include"
     """Scenes of one thing drawn large."""
+    aside: Choice = "include"
+    """Scenes of one thing that stands on the left or on the right."""
 
     def __post_init__(self) -> None:
         for value, low, high, name in (
@@ -82,11 +84,13 @@ class CorpusArguments:
             (self.held_out, Choice, "held-out"),
             (self.several, Choice, "several"),
             (self.large, Choice, "large"),
+            (self.aside, Choice, "aside"),
         ):
             if value not in get_args(choices):
                 raise InputError(f"corpus: {name} {value!r} is not one of {', '.join(get_args(choices))}")
-        if self.several == self.large == "only":
-            raise InputError("corpus: no scene shows one thing large and several things", hint="ask for one of the two")
+        for choice, name in ((self.large, "one thing large"), (self.aside, "one thing aside")):
+            if self.several == choice == "only":
+                raise InputError(f"corpus: no scene shows {name} and several things", hint="ask for one of the two")
 
     @property
     def shards(self) -> int:
@@ -97,13 +101,14 @@ class CorpusArguments:
         return islice(filter(self._is_wanted, count_from(self.seed)), self.count)
 
     def _is_wanted(self, seed: int) -> bool:
-        if self.held_out == self.several == self.large == "include":
+        if self.held_out == self.several == self.large == self.aside == "include":
             return True
         scene = scene_of(self.vocabulary, seed)
         return (
             _is_chosen(self.held_out, bool(held_out_pairs(scene)))
             and _is_chosen(self.several, not scene.is_single)
             and _is_chosen(self.large, scene.is_single and scene.size in ("large", "giant"))
+            and _is_chosen(self.aside, scene.is_single and scene.side is not None)
         )
 
 

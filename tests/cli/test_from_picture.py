@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,21 @@ def test_a_seed_that_is_not_in_the_file_is_a_random_one(cli: Cli, tiny_model: Pa
         "  seed: it is not in the file; a random one is drawn",
         f"seed {request_of('a.png')['seed']}",
     ]
+
+
+def test_another_tools_picture_was_guided_throughout(cli: Cli, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, "model")
+    index = json.loads(Path("model/model_index.json").read_text())
+    index["_latentgen"]["guidance_interval"] = [0.25, 1]
+    Path("model/model_index.json").write_text(json.dumps(index))
+    (own,) = planned(cli, "a cat", "-m", "model", "--seed", "3")
+    assert own["guidance_interval"] == [0.25, 1]
+    assert cli("info", "model").out.count("guidance 3 from 25% to 100% of the steps") == 1
+    write_foreign("a cat\nSteps: 1, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU")
+    (theirs,) = planned(cli, "--from", "found.png", "-m", "model")
+    assert (theirs["guidance"], "guidance_interval" in theirs) == (4, False)
+    (asked,) = planned(cli, "--from", "found.png", "-m", "model", "--guidance-interval", "0.5,1")
+    assert asked["guidance_interval"] == [0.5, 1]
 
 
 def test_what_carries_no_settings_is_refused(cli: Cli, tiny_model: Path) -> None:

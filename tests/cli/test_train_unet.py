@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentgen.checkpoints.diffusers_config import write_scheduler
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_unet, save_model
+from latentgen.checkpoints.layout import find_defaults
 from latentgen.config import BetaSchedule, GenerationDefaults
 from latentgen.diffusion.guidance import GuidedDenoiser
 from latentgen.diffusion.latents import LatentSpace
@@ -103,9 +104,15 @@ def test_drawing_defaults_come_from_init_and_go_on_to_the_model(cli: Cli, tiny_m
     assert cli("export", *parts, "--out", "model", "--guidance", "2.5", "--sampler", "Euler a").code == 0
     wanted = replace(TINY_MODEL.defaults, width_px=32, height_px=32, guidance=2.5, sampler="euler_a")
     assert load_model(Path("model")).config.defaults == wanted
+    index = json.loads(Path("model/model_index.json").read_text())
+    assert "guidance_interval" not in index["_latentgen"], "versions that know none read the rest"
+    interval = ("--guidance-interval", "0.2,1", "--overwrite")
+    assert cli("export", *parts, "--out", "model", "--guidance", "2.5", "--sampler", "Euler a", *interval).code == 0
+    assert load_model(Path("model")).config.defaults == replace(wanted, guidance_interval=(0.2, 1.0))
     again = cli("train-unet", "--data", pictures, "--init", "model", "--out", "again", *QUICK)
     assert again.code == 0, again.err
     assert json.loads(Path("again/model/defaults.json").read_text())["_latentgen"]["sampler"] == "euler_a"
+    assert find_defaults(Path("again/model"), 32) == replace(wanted, guidance_interval=(0.2, 1.0))
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])

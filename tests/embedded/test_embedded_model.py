@@ -56,7 +56,16 @@ def test_the_light_follows_the_prompt(model: TextToImage) -> None:
 def test_diffusers_draws_the_same_picture() -> None:
     """Equal noise, ten DDIM steps, guidance 4, float32: the pictures agree to the last visible bit and beyond."""
     model = TextToImage.load(dtype="float32")
-    ours = draw(model, "a lighthouse at sunset", 7, steps=10, sampler="ddim", schedule="trailing", guidance=4.0)
+    ours = draw(
+        model,
+        "a lighthouse at sunset",
+        7,
+        steps=10,
+        sampler="ddim",
+        schedule="trailing",
+        guidance=4.0,
+        guidance_interval=(0, 1),
+    )
     theirs = StableDiffusionPipeline.from_pretrained(embedded_model_path(), safety_checker=None, dtype=torch.float32)
     theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)

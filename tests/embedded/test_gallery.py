@@ -51,7 +51,8 @@ def test_the_manifest_is_of_these_prompts_and_these_weights(model: TextToImage) 
     ]
     assert {each.fingerprint for each in shown} == {model.fingerprint}
     for each, row in zip(shown, PROMPTS, strict=True):
-        drawn_with = {name: getattr(each.request, name) for name in ("steps", "sampler", "schedule", "guidance")}
+        names = ("steps", "sampler", "schedule", "guidance", "guidance_interval")
+        drawn_with = {name: getattr(each.request, name) for name in names}
         assert drawn_with == {name: row.get(name, getattr(defaults, name)) for name in drawn_with}
 
 

@@ -162,6 +162,19 @@ def test_large_single_things_are_included_left_out_or_alone() -> None:
     assert set(is_large(CorpusArguments(50))) == {True, False}
 
 
+def test_single_things_aside_are_included_left_out_or_alone() -> None:
+    def is_aside(arguments: CorpusArguments) -> list[bool]:
+        scenes = [scene_of("heroes", seed) for seed in arguments.seeds()]
+        return [scene.is_single and scene.position(0) in ("left", "right") for scene in scenes]
+
+    assert is_aside(CorpusArguments(50, aside="exclude")) == [False] * 50
+    assert is_aside(CorpusArguments(50, aside="only")) == [True] * 50
+    assert set(is_aside(CorpusArguments(50))) == {True, False}
+    for several, large, told in (("only", "include", "one thing aside"), ("only", "only", "one thing large")):
+        with pytest.raises(InputError, match=f"no scene shows {told} and several things"):
+            CorpusArguments(1, several=several, large=large, aside="only")
+
+
 def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:
     render_corpus(tmp_path, CorpusArguments(2, 0, 16, "heroes"))
     before = contents(tmp_path)

@@ -230,6 +230,12 @@ def test_v_prediction_and_zero_snr_are_read(tmp_path: Path) -> None:
         ("index", "_latentgen", {"height_px": -64}, "height -64 must be at least 1"),
         ("index", "_latentgen", {"guidance": -0.5}, "guidance -0.5 must be a number from 0"),
         ("index", "_latentgen", {"guidance": float("inf")}, "guidance inf must be a number from 0"),
+        ("index", "_latentgen", {"guidance_interval": 0.2}, "guidance_interval must be of type tuple[float, float]"),
+        ("index", "_latentgen", {"guidance_interval": [0.2]}, "guidance_interval must be of type tuple[float, float]"),
+        ("index", "_latentgen", {"guidance_interval": [0.2, "1"]}, "guidance_interval must be of type"),
+        ("index", "_latentgen", {"guidance_interval": [0.2, 0.2]}, "guidance_interval 0.2, 0.2 must rise within 0"),
+        ("index", "_latentgen", {"guidance_interval": [0.2, 1.5]}, "guidance_interval 0.2, 1.5 must rise within 0"),
+        ("index", "_latentgen", {"guidance_interval": [float("nan"), 1]}, "guidance_interval nan, 1 must rise within"),
     ],
 )
 def test_unsupported_values_name_file_and_key(tmp_path: Path, file: str, key: str, value: object, told: str) -> None:

@@ -189,6 +189,12 @@ def test_more_steps_than_the_schedule_has_are_refused() -> None:
 
 
 def test_what_is_not_said_is_the_models_default() -> None:
+    defaults = replace(EMBEDDED.defaults, guidance_interval=(0.2, 1.0))
+    model = replace(EMBEDDED, defaults=defaults)
+    assert complete_request(model, prompt="a boat", seed=0).guidance_interval == (0.2, 1.0)
+    throughout = complete_request(model, prompt="a boat", seed=0, guidance_interval=(0.0, 1.0))
+    assert throughout.guidance_interval == (0.0, 1.0)
+    assert GenerationRequest.from_json(throughout.to_json()) == throughout, "whatever the model's own is"
     request = complete_request(EMBEDDED, prompt="a boat", seed=0, steps=3, guidance=0.0)
     assert (request.steps, request.guidance) == (3, 0.0)
     assert (request.width_px, request.height_px) == (EMBEDDED.defaults.width_px, EMBEDDED.defaults.height_px)
