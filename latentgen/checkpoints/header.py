@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Any, BinaryIO, Final, NoReturn, cast
 
 from latentgen.errors import ModelLoadError, ModelNotFoundError
+from latentgen.file_starts import picture_format
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 """The U-Net of SD 1.5 needs 0.1 MB; the format allows 100 MB."""
@@ -103,10 +104,6 @@ def read_header(file: BinaryIO, size: int, path: Path, *, quantised: bool = Fals
     return _check_header(_parse(text, path), 8 + length, size, path, known)
 
 
-PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
-"""How files of PNG, JPEG and GIF begin; WebP is told by two words."""
-
-
 def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
     """What a file that is no safetensors file is, by its first bytes, and the way out; None if it may be one."""
     head = start.lstrip()[:64].lower()
@@ -118,7 +115,7 @@ def recognise_foreign(start: bytes, path: Path) -> tuple[str, str] | None:
         return "is a web page, not weights", "the download needs another link or a login; download it again"
     if start.startswith(b"GGUF"):
         return "is a GGUF file, which is not read here", "take the same model as .safetensors"
-    if start.startswith(PICTURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
+    if picture_format(start) is not None:
         return "is a picture, not weights", f"what it was made with: latentgen info {quote(path.name)}"
     if is_pickle(start):
         ending = "-tensors.safetensors" if path.suffix.lower() == ".safetensors" else ".safetensors"

@@ -13,9 +13,7 @@ from latentgen.cli.foreign import foreign_summary
 from latentgen.cli.options import Json
 from latentgen.cli.summary import Summary, model_summary, print_summary, weights_summary
 from latentgen.errors import ModelNotFoundError
-
-_GIF_START = b"GIF8"
-_PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+from latentgen.file_starts import START_BYTES, picture_format
 
 
 def info(
@@ -65,7 +63,7 @@ def picture_summary(path: Path) -> Summary:
 
 def gif_summary(path: Path) -> Summary:
     """Its size: nobody writes settings into a GIF."""
-    width_px, height_px = struct.unpack("<HH", _start(path)[6:].ljust(4, b"\0"))
+    width_px, height_px = struct.unpack("<HH", _start(path)[6:10].ljust(4, b"\0"))
     unknown = "unknown: there are no settings that latentgen reads"
     return {"file": path.name, "kind": "GIF animation", "size": f"{width_px}x{height_px}", "made by": unknown}
 
@@ -76,10 +74,9 @@ def _is_lines(value: object) -> TypeGuard[list[str]]:
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(10)
+        return file.read(START_BYTES)
 
 
 def _kind(start: bytes) -> str:
-    if start.startswith(_GIF_START):
-        return "gif"
-    return "picture" if start.startswith(_PICTURE_STARTS) else "weights"
+    format = picture_format(start)
+    return "weights" if format is None else "gif" if format == "GIF" else "picture"

@@ -20,11 +20,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentgen.data.record import Fault, FaultError, Record, Skipped, Stamp
 from latentgen.errors import InputError
+from latentgen.file_starts import START_BYTES, picture_format
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Only these are decoded: Pillow would otherwise hand a renamed EPS to Ghostscript."""
-STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
-"""First bytes of the three: such a file that cannot be opened is damaged, any other is something else."""
 
 MAX_PICTURE_PX = 64_000_000
 """Refused above this, from the header alone: a small file can unpack to gigabytes."""
@@ -125,7 +124,7 @@ def _opened(data: bytes) -> Image.Image:
         # A phone's JPEG with a preview inside reads as MPO with two frames; its first is the picture.
         frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     except UnidentifiedImageError:
-        if data.startswith(STARTS):
+        if picture_format(data[:START_BYTES]) in FORMATS:  # Any other is something else
             raise FaultError(Fault.DAMAGED, "its header cannot be read") from None
         raise FaultError(Fault.FOREIGN, "0 bytes" if not data else "") from None
     except Image.DecompressionBombError:
