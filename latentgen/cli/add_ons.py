@@ -166,10 +166,11 @@ class AddOns:
 
 def parse_lora(text: str) -> tuple[str, float]:
     """`FILE` or `FILE:SCALE`: the last colon parts them if a number follows it, so `C:/loras/ink` is whole."""
-    match = re.fullmatch(r"(.+):([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))", text)
-    if match is None or os.path.isfile(os.path.expanduser(text)):
+    name, _, scale = text.rpartition(":")
+    is_scale = re.fullmatch(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)", scale) is not None
+    if not name or not is_scale or os.path.isfile(os.path.expanduser(text)):
         return text, 1.0
-    return match[1], float(match[2])
+    return name, float(scale)
 
 
 def _find_file(text: str) -> Path:

@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 def parse_interval(text: str) -> Interval:
     """`0.1,0.8` to two numbers; whether they make sense is the request's business."""
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+),([0-9]*\.?[0-9]+)", text.replace(" ", ""))
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+),([0-9]+(?:\.[0-9]+)?|\.[0-9]+)", text.replace(" ", ""))
     if match is None:
         raise InputError(f"--guidance-interval {text} is not two numbers", hint="for instance 0.1,0.8")
     return Interval(float(match[1]), float(match[2]))
