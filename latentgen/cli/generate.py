@@ -122,12 +122,12 @@ def generate(
     paths = files.check(undrawn)
     # Which pictures of a sweep are there is known once the model is: until then there may be as many as all.
     expected = len(undrawn) if sweep is None else len(requests)
-    seeing = Seeing(watching, pictures=expected, overwrite=file.overwrite)
-    if len(undrawn) < len(requests):
-        console.note(f"{len(requests) - len(undrawn)} of {len(requests)} pictures are in {files.folder} already")
+    seeing = Seeing(watching, pictures=len(requests), overwrite=file.overwrite)
+    seeing.expect(_numbers(undrawn, requests))
     for note in [*size_notes(undrawn, config, folder), *init_files.notes, *pass_notes(undrawn, config)]:
         console.note(note)
     if messages.dry_run:
+        _tell_of_drawn(console, requests, undrawn, files.folder)
         _print_plan(console, undrawn, paths, config.size_multiple_px)
         return
     if not ranks.has_share(expected):
@@ -158,8 +158,11 @@ def generate(
             console.note(f"seed {', '.join(seeds[:8])}{' …' if len(seeds) > 8 else ''}")
         album: Album = NoAlbum()
         if sweep is not None:
-            album, requests = sweep, sweep.begin(requests, pipeline.fingerprint)
-            files.check(requests)
+            undrawn = sweep.begin(requests, pipeline)
+            _tell_of_drawn(console, requests, undrawn, files.folder)
+            files.check(undrawn)
+            seeing.expect(_numbers(undrawn, requests))
+            album, requests = sweep, undrawn
         elif sweeping.grid and not files.to_stdout:
             album = Grid(files.folder, with_prompts=not file.no_metadata)
         ranks.meet()
@@ -178,6 +181,19 @@ def generate(
             with_metadata=not file.no_metadata,
             load_s=load_s,
         )
+
+
+def _numbers(undrawn: Sequence[GenerationRequest], requests: Sequence[GenerationRequest]) -> list[int]:
+    """Which of the requests these are, from 1."""
+    number = {id(request): k for k, request in enumerate(requests, start=1)}
+    return [number[id(request)] for request in undrawn]
+
+
+def _tell_of_drawn(
+    console: Console, requests: Sequence[GenerationRequest], undrawn: Sequence[GenerationRequest], folder: Path
+) -> None:
+    if len(undrawn) < len(requests):
+        console.note(f"{len(requests) - len(undrawn)} of {len(requests)} pictures are in {folder} already")
 
 
 def _check_together(words: PromptOptions, watching: SeeingOptions) -> None:

@@ -230,13 +230,22 @@ class StepPictures:
     """
 
     def __init__(self, animation: Path | None, folder: Path | None, *, pictures: int, overwrite: bool) -> None:
-        """Raises InputError, before anything is drawn, if a file cannot be written or is there already."""
+        """Raises InputError, before anything is drawn, if a file cannot be written."""
         self._animation, self._folder = animation, folder
         self._pictures, self._overwrite = pictures, overwrite
         self._steps: list[Tensor] = []  # (B, C, h, w) on the CPU, of one batch
         self._taken = 0  # pictures of this batch
-        self._number = 0  # of all pictures
+        self._numbers: Sequence[int] = ()
+        self._done = 0  # pictures of all
         self._check()
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Will be drawn, in order: numbers from 1 among all pictures. Raises InputError for files that are there."""
+        self._numbers = numbers
+        if self._animation is not None:
+            self._check_free("--gif", [self._animation_path(number) for number in numbers])
+        if self._folder is not None:
+            self._check_free("--save-steps", [self._step_path(number, 1) for number in numbers])
 
     def __call__(self, step: Step) -> None:
         from latentgen.images.animation import even_steps
@@ -248,7 +257,7 @@ class StepPictures:
 
     def skip(self) -> None:
         self._taken += 1
-        self._number += 1
+        self._done += 1
 
     def write(self, final: Pixels, decode: Decode) -> list[Path]:
         """The files of the next picture, which ends in the pixels `final`. Latents that are not finite are left out."""
@@ -256,17 +265,18 @@ class StepPictures:
         from latentgen.images.files import encode_picture, write_file
 
         latents = [step[self._taken : self._taken + 1] for step in self._steps]
+        number = self._numbers[self._done]
         self.skip()
         pictures = [decode(each) for each in latents if bool(each.isfinite().all())]
         written: list[Path] = []
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             for index, picture in enumerate(pictures, start=1):
-                path = self._step_path(self._number, index)
+                path = self._step_path(number, index)
                 write_file(path, encode_picture(picture, "PNG", None), overwrite=self._overwrite)
                 written.append(path)
         if self._animation is not None:
-            path = self._animation_path(self._number)
+            path = self._animation_path(number)
             frames = [pictures[i] for i in even_steps(len(pictures), MAX_FRAMES)]
             data = encode_animation([*frames, final], ANIMATIONS[path.suffix.lower()])
             write_file(path, data, overwrite=self._overwrite)
@@ -289,12 +299,10 @@ class StepPictures:
             if self._animation.suffix.lower() not in ANIMATIONS:
                 raise InputError(f"--gif {self._animation} is not an animation", hint=f"one of {', '.join(ANIMATIONS)}")
             _check_parent("--gif", self._animation)
-            self._check_free("--gif", [self._animation_path(n + 1) for n in range(self._pictures)])
         if self._folder is not None:
             if self._folder.exists() and not self._folder.is_dir():
                 raise InputError(f"--save-steps {self._folder} is a file, not a folder")
             _check_parent("--save-steps", self._folder)
-            self._check_free("--save-steps", [self._step_path(n + 1, 1) for n in range(self._pictures)])
 
     def _check_free(self, flag: str, paths: Sequence[Path]) -> None:
         taken = next((path for path in paths if path.exists()), None)

@@ -86,6 +86,11 @@ class Seeing:
         """Whether pictures take the place where a progress bar would stand."""
         return self._options.preview == TERMINAL
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Which of the pictures will be drawn, from 1. Raises InputError if files of theirs are there already."""
+        if self._kept is not None:
+            self._kept.expect(numbers)
+
     def begin(self, pipeline: TextToImage, console: Console) -> None:
         """The model is loaded: from now on steps are shown."""
         self._pipeline = pipeline

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from latentgen.cli.generate_options import FileOptions
     from latentgen.cli.sweep_options import SweepOptions, WildcardOptions
     from latentgen.images.grid import Layout
+    from latentgen.images.metadata import VAEUse
     from latentgen.images.pixels import Pixels
-    from latentgen.pipeline import GenerationResult
+    from latentgen.pipeline import GenerationResult, TextToImage
 
 SWEEP_FOLDER: Final = "outputs/sweep/"
 MANIFEST: Final = "manifest.jsonl"
@@ -98,9 +99,10 @@ def open_sweep(sweeping: SweepOptions, wildcard: WildcardOptions, file: FileOpti
 class SweepFolder:
     """A sweep's pictures, `manifest.jsonl` with a line for each, and the sheets.
 
-    A line holds `file`, `request`, `fingerprint` and `model`, `pixels_sha256` and `seconds`. A picture is there if a
-    line with the same request and model names a file that is there. A line is written after its picture is, so a run
-    that is ended in any way leaves at most a picture without a line, which is drawn again.
+    A line holds `file`, `request`, `fingerprint` and `model`, `pixels_sha256` and `seconds`, and where they are not
+    usual `vae` (the fingerprint of another one) and `int8`. A picture is there if a line with the same request, drawn
+    by the same, names a file that is there. A line is written after its picture is, so a run that is ended in any way
+    leaves at most a picture without a line, which is drawn again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,7 +112,7 @@ class SweepFolder:
         self._requests: Sequence[GenerationRequest] = ()
         self._keys: list[str] = []
         self._records = list(self._read())
-        self._files = {_key(each["request"], each["fingerprint"]): each["file"] for each in self._records}
+        self._files = {_key(each["request"], _drawn_by(each)): each["file"] for each in self._records}
 
     def check(self, *, overwrite: bool) -> None:
         """Raise InputError if the sheet would replace a file that no sweep wrote."""
@@ -125,21 +127,22 @@ class SweepFolder:
         self._axes = sweep.axes
         return sweep.entries
 
-    def undrawn(self, requests: Sequence[GenerationRequest], fingerprint: str | None = None) -> list[GenerationRequest]:
-        """The requests that have no picture here, each once. A fingerprint that is not known yet counts as any."""
-        known = set(self._files) if fingerprint else {_key(each["request"], "") for each in self._present()}
-        found = {_key(request.to_json(), fingerprint or ""): request for request in requests}
+    def undrawn(self, requests: Sequence[GenerationRequest], by: str | None = None) -> list[GenerationRequest]:
+        """The requests that have no picture here, each once. What they are drawn by, not known yet, counts as any."""
+        known = set(self._files) if by else {_key(each["request"], "") for each in self._present()}
+        found = {_key(request.to_json(), by or ""): request for request in requests}
         return [
             request
             for key, request in found.items()
-            if key not in known or (fingerprint and not self._is_there(self._files[key]))
+            if key not in known or (by and not self._is_there(self._files[key]))
         ]
 
-    def begin(self, requests: Sequence[GenerationRequest], fingerprint: str) -> list[GenerationRequest]:
+    def begin(self, requests: Sequence[GenerationRequest], pipeline: TextToImage) -> list[GenerationRequest]:
         """What is to be drawn of the sweep's requests with this model; the sheets will show all of them."""
-        self._keys = [_key(request.to_json(), fingerprint) for request in requests]
+        by = _drawn_by(_parts(pipeline.fingerprint, pipeline.vae, is_int8=pipeline.fast_form.int8))
+        self._keys = [_key(request.to_json(), by) for request in requests]
         self._requests = requests
-        return self.undrawn(requests, fingerprint)
+        return self.undrawn(requests, by)
 
     def add(self, path: Path, result: GenerationResult) -> None:
         metadata, timings = result.metadata, result.timings
@@ -148,7 +151,7 @@ class SweepFolder:
             "file": path.name,
             "request": request,
             "model": metadata.model,
-            "fingerprint": metadata.fingerprint,
+            **_parts(metadata.fingerprint, metadata.vae, is_int8=metadata.computation.kernels.endswith(" int8")),
             "pixels_sha256": metadata.pixels_sha256,
             "seconds": round(timings.text_s + timings.denoise_s + timings.decode_s, 4),
         }
@@ -158,7 +161,7 @@ class SweepFolder:
         from latentgen.images.files import write_file
 
         # Read again, for the lines of other processes.
-        self._files |= {_key(each["request"], each["fingerprint"]): each["file"] for each in self._read()}
+        self._files |= {_key(each["request"], _drawn_by(each)): each["file"] for each in self._read()}
         sheets = list(_sheets(self._axes, self._requests))
         written: list[Path] = []
         for number, (indices, layout) in enumerate(sheets, start=1):
@@ -206,8 +209,22 @@ class SweepFolder:
             raise RuntimeFailure(f"{self._manifest} could not be written: {error.strerror}") from None
 
 
-def _key(request: Mapping[str, Any], fingerprint: str) -> str:
-    return json.dumps([fingerprint, request], sort_keys=True)
+def _drawn_by(record: Mapping[str, Any]) -> str:
+    """What drew a manifest's picture, so far as it makes another picture of the same request."""
+    return " ".join(str(record.get(name, "")) for name in ("fingerprint", "vae", "int8"))
+
+
+def _parts(fingerprint: str, vae: VAEUse | None, *, is_int8: bool) -> dict[str, Any]:
+    """The same, to be recorded."""
+    return {
+        "fingerprint": fingerprint,
+        **({} if vae is None else {"vae": vae.fingerprint}),
+        **({"int8": True} if is_int8 else {}),
+    }
+
+
+def _key(request: Mapping[str, Any], by: str) -> str:
+    return json.dumps([by, request], sort_keys=True)
 
 
 def _sheets(axes: Sequence[Axis], requests: Sequence[GenerationRequest]) -> Iterator[tuple[list[int], Layout]]:

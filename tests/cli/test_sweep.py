@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentgen.checkpoints.folder import save_vae
 from latentgen.cli.plan import Entry, Flags
 from latentgen.cli.sweep import parse_axes, spread
 from latentgen.errors import InputError
 from latentgen.images.files import read_picture
 from tests.cli.conftest import Cli, snapshot
+from tests.tiny import tiny_vae
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -183,6 +185,38 @@ def test_another_model_draws_everything_anew(cli: Cli, tiny_model: Path, tmp_pat
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x3e")
     assert len(cli(*SWEEP, "-m", tiny_model).out.split()) == 7
     assert len(cli(*SWEEP, "-m", other).out.split()) == 7
+
+
+def test_another_vae_draws_everything_anew(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    save_vae(tiny_vae(seed=7), tmp_path / "other-vae")
+    command = ("generate", "a cat", "-m", tiny_model, "-s", "5", "--sweep", "steps=1,2", "-o", "s/")
+    assert len(cli(*command).out.split()) == 3
+    plain = (tmp_path / "s" / "sheet.png").read_bytes()
+    other = cli(*command, "--vae", tmp_path / "other-vae")
+    assert len(other.out.split()) == 3
+    assert "already" not in other.err
+    assert (tmp_path / "s" / "sheet.png").read_bytes() != plain
+    again = cli(*command)
+    assert again.out == "s/sheet.png\n"
+    assert "2 of 2 pictures are in s already" in again.err
+    assert (tmp_path / "s" / "sheet.png").read_bytes() == plain
+
+
+def test_what_is_kept_of_a_sweeps_steps_goes_on_too(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    command = ("generate", "a cat", "-m", tiny_model, "-s", "5", "--sweep", "steps=1,2,3", "-o", "s/", "--gif", "d.gif")
+    assert cli(*command).code == 0
+    whole = snapshot(tmp_path)
+    again = cli(*command)
+    assert (again.code, again.out) == (0, "s/sheet.png\n"), again.err
+    records = lines(tmp_path / "s")
+    (tmp_path / "s" / records[1]["file"]).unlink()
+    refused = cli(*command)
+    assert (refused.code, "d-002.gif exists" in refused.err) == (2, True)
+    Path("d-002.gif").unlink()
+    assert cli(*command).code == 0
+    assert {name: whole[name] for name in whole if name.endswith(".gif")} == {
+        name: data for name, data in snapshot(tmp_path).items() if name.endswith(".gif")
+    }
 
 
 def test_a_random_seed_is_kept_when_a_sweep_goes_on(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

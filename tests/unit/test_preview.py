@@ -355,6 +355,7 @@ def decode_value(latents: torch.Tensor) -> Pixels:
 
 def test_steps_and_animation_of_a_batch_and_of_a_failure(tmp_path: Path) -> None:
     kept = StepPictures(tmp_path / "a.png", tmp_path / "steps", pictures=3, overwrite=False)
+    kept.expect([1, 2, 3])
     for index in range(3):
         kept(step(index, 3, batch=2))
     final = np.full((8, 8, 3), 255, np.uint8)
@@ -369,8 +370,9 @@ def test_steps_and_animation_of_a_batch_and_of_a_failure(tmp_path: Path) -> None
         values = [np.asarray(_frame(animation, k)).max() for k in range(animation.n_frames)]
     assert values == [0, 10, 20, 255]
     with pytest.raises(InputError, match="exists"):
-        StepPictures(tmp_path / "a.png", None, pictures=3, overwrite=False)
-    StepPictures(tmp_path / "a.png", None, pictures=3, overwrite=True)
+        StepPictures(tmp_path / "a.png", None, pictures=3, overwrite=False).expect([1, 2, 3])
+    StepPictures(tmp_path / "a.png", None, pictures=3, overwrite=False).expect([2])
+    StepPictures(tmp_path / "a.png", None, pictures=3, overwrite=True).expect([1, 2, 3])
 
 
 def _frame(image: Image.Image, k: int) -> Image.Image:
