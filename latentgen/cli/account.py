@@ -17,7 +17,6 @@ from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.images.foreign import NamedFiles, NamedLoRA, StartingPicture
 from latentgen.prompts.syntax import parse_prompt
 from latentgen.request import InitPicture, RequestError
-from latentgen.samplers.registry import resolve_sampler
 
 if TYPE_CHECKING:
     from latentgen.checkpoints.textual_inversion import EmbeddingFile
@@ -44,23 +43,19 @@ class Account:
     folder: Path
     """The model's: as asked for, else of a picture of ours the one of its name, else the embedded one."""
 
-    def flags_with(self, init_image: Path | None = None, mask: Path | None = None, sampler: str | None = None) -> Flags:
-        """The flags with these files, used as the picture's were.
-
-        With another sampler its own schedule holds, if its name carries one, and no eta.
-        """
+    def flags_with(self, init_image: Path | None = None, mask: Path | None = None) -> Flags:
+        """The flags with these files, used as the picture's were."""
         flags, start = self.flags, self.named.start
         if start is not None and init_image is not None:
+            was_edged = start.is_masked or any(start.outpaint)  # without an edge its blur says nothing
             is_edged = mask is not None or any(start.outpaint)
             flags = replace(
                 flags,
                 strength=start.strength,
                 invert_mask=start.invert_mask and mask is not None,
-                mask_blur=start.mask_blur_px if is_edged else None,
+                mask_blur=start.mask_blur_px if was_edged and is_edged else None,
                 outpaint=start.outpaint if any(start.outpaint) else None,
             )
-        if sampler is not None:
-            flags = replace(flags, eta=None, schedule=None if resolve_sampler(sampler)[1] else flags.schedule)
         return replace(flags, init_image=init_image, mask=mask)
 
     def left_out(

@@ -106,7 +106,8 @@ def generate(
     folder = resolve_model(model) if account is None else account.folder
     config, init_files = read_drawable(folder), InitFiles()
     add_ons = AddOns.find(adding, config, None if account is None else account.named.scales)
-    requests = plan_requests(entries, config, _wildcards(words, syntax, wildcard, account), init_files)
+    expansions, recorded = _wildcards(words, syntax, wildcard, account), _recorded(drawing, account)
+    requests = plan_requests(entries, config, expansions, init_files, recorded)
     requests = add_ons.with_loras(requests)
     embeddings = look_at_embeddings(syntax.embedding or (), config)
     requests = with_embeddings(requests, embeddings)
@@ -226,8 +227,20 @@ def _flags(words: PromptOptions, drawing: DrawingOptions, init: InitOptions, acc
         **vars(init),
         "invert_mask": init.invert_mask or None,
     }
-    flags = Flags() if account is None else account.flags_with(init.init_image, init.mask, drawing.sampler)
+    flags = Flags() if account is None else account.flags_with(init.init_image, init.mask)
     return replace(flags, **{name: value for name, value in said.items() if value is not None})
+
+
+def _recorded(drawing: DrawingOptions, account: Account | None) -> Flags | None:
+    """What a picture's file says and the command line does not."""
+    if account is None:
+        return None
+    flags = account.flags
+    return replace(
+        flags,
+        schedule=None if drawing.schedule is not None else flags.schedule,
+        eta=None if drawing.eta is not None else flags.eta,
+    )
 
 
 def _wildcards(

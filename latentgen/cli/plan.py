@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentgen.cli.init_pictures import InitFiles
@@ -74,11 +74,14 @@ def plan_requests(
     config: ModelConfig,
     wildcards: Wildcards | None = None,
     init_files: InitFiles | None = None,
+    recorded: Flags | None = None,
 ) -> list[GenerationRequest]:
     """Every picture to draw, in order. Picture i of a prompt has seed + i; a random seed is drawn for each prompt.
 
     wildcards: what `__name__` stands for; without it no name is known.
     init_files: gets the pictures that requests start from, and says what was done to them and to seeds.
+    recorded: what flags say because a picture's file does: another sampler than that picture's does without its
+    schedule, if it brings one, and without its eta.
 
     Raises InputError naming the flag, or the line of the prompt file, for what this model cannot draw.
     """
@@ -87,7 +90,8 @@ def plan_requests(
     requests: list[GenerationRequest] = []
     for entry in entries:
         try:
-            requests.extend(_requests(entry, config, wildcards, init_files))
+            flags = entry.flags if recorded is None else _with_own_walk(entry.flags, recorded)
+            requests.extend(_requests(replace(entry, flags=flags), config, wildcards, init_files))
         except RequestError as error:
             message = f"{entry.where}: {error.message}" if entry.where else _as_flag(error)
             raise InputError(message, hint=error.hint) from None
@@ -157,6 +161,17 @@ def _seed_note(entries: Sequence[Entry]) -> str | None:
     what = "are drawn; an NVIDIA GPU looks at all 64" if rngs[seed] == "nv" else "make the same noise"
     more = f"; so with {len(rngs) - 1} more" if len(rngs) > 1 else ""
     return f"seed {seed}: its low 32 bits, {low_bits(seed)}, {what}{more}"
+
+
+def _with_own_walk(flags: Flags, recorded: Flags) -> Flags:
+    if flags.sampler is None or recorded.sampler is None:
+        return flags
+    (name, carried), (name_there, _) = resolve_sampler(flags.sampler), resolve_sampler(recorded.sampler)
+    if carried is not None and flags.schedule == recorded.schedule:
+        flags = replace(flags, schedule=None)
+    if name != name_there and flags.eta == recorded.eta:
+        flags = replace(flags, eta=None)
+    return flags
 
 
 def resolve_sampling(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:

@@ -77,6 +77,31 @@ def test_the_command_line_wins(said: tuple[str, ...], changes: dict[str, Any], c
     assert {name: after.get(name) for name in before if after.get(name) != before[name]} == changes
 
 
+def test_every_sampler_has_its_own_walk(cli: Cli, tiny_model: Path) -> None:
+    assert cli("generate", "a cat", "-m", tiny_model, *EVERYTHING, "-o", "a.png").code == 0
+    names = ["DPM++ 2M Karras", "euler", "DDIM"]
+    walks = [("dpmpp_2m", "karras", 0.0), ("euler", "leading", 0.0), ("ddim", "leading", 0.5)]
+    Path("list.jsonl").write_text("".join(json.dumps({"prompt": "a", "sampler": name}) + "\n" for name in names))
+    for how in (("--sweep", f"sampler={','.join(names)}"), ("--prompts", "list.jsonl")):
+        found = planned(cli, "--from", "a.png", "-m", tiny_model, *how)
+        assert [(each["sampler"], each["schedule"], each["eta"]) for each in found] == walks
+    said = ("--sampler", names[0], "--schedule", "leading")
+    assert "contradict each other" in cli("generate", "--from", "a.png", "-m", tiny_model, *said).err
+    said = ("--sampler", "euler", "--eta", "0.5")
+    assert "changes nothing with euler" in cli("generate", "--from", "a.png", "-m", tiny_model, *said).err
+
+
+def test_a_picture_without_a_mask_says_nothing_of_its_edge(cli: Cli, tiny_model: Path) -> None:
+    start, mask = write_random("a.png", 64, 64, 3), write_random("m.png", 64, 64)
+    assert cli("generate", "a cat", "-m", tiny_model, "--init-image", start, "-o", "plain.png").code == 0
+    (request,) = planned(cli, "--from", "plain.png", "-m", tiny_model, "--init-image", start, "--mask", mask)
+    assert request["init"]["mask_blur_px"] == 4
+    sharp = ("--mask", mask, "--mask-blur", "0")
+    assert cli("generate", "a cat", "-m", tiny_model, "--init-image", start, *sharp, "-o", "sharp.png").code == 0
+    (request,) = planned(cli, "--from", "sharp.png", "-m", tiny_model, "--init-image", start, "--mask", mask)
+    assert request["init"]["mask_blur_px"] == 0
+
+
 def test_other_prompts_and_a_sweep_take_its_settings(cli: Cli, tiny_model: Path) -> None:
     assert cli("generate", "a cat", "-m", tiny_model, "-s", "5", "--steps", "3", "-o", "a.png").code == 0
     Path("p.jsonl").write_text('{"prompt": "a hen", "steps": 2}\n{"prompt": "a fox"}\n')
