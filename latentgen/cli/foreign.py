@@ -28,6 +28,7 @@ _NAMES = {
     "schedule": "schedule",
     "eta": "eta",
     "guidance_rescale": "guidance rescale",
+    "guidance_from": "guidance from",
     "clip_skip": "clip skip",
     "hires_scale": "hires scale",
     "hires_strength": "hires strength",
@@ -92,7 +93,8 @@ def foreign_flags(foreign: ForeignMetadata, config: ModelConfig) -> tuple[str, F
         **_plain(foreign.settings),
         **_walk(foreign.settings, remarks),
         **_sides(foreign.settings, config.size_multiple_px, remarks),
-        "guidance_interval": (0.0, 1.0),  # Not the model's: other tools guide throughout
+        # Not the model's: where nothing is said every step was guided
+        "guidance_interval": (foreign.settings.guidance_from or 0.0, 1.0),
         "prompt": plain_embeddings(foreign.prompt),
         "negative_prompt": plain_embeddings(foreign.negative_prompt),
         "seed": 0,

@@ -121,6 +121,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 # What it means to us
 
 _RESCALES = ("CFG Rescale phi", "CFG Rescale φ", "CFG rescale")
+_UNGUIDED = "Skip Early CFG"
 _USED = {
     "Steps",
     "Sampler",
@@ -132,6 +133,7 @@ _USED = {
     "Eta",
     "Eta DDIM",
     *_RESCALES,
+    _UNGUIDED,
     "Model",
     "Denoising strength",
     "Hires upscale",
@@ -196,6 +198,7 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
             height_px=height_px,
             eta=as_number(fields.get("Eta DDIM") or (fields.get("Eta") if sampler == "DDIM" else None)),
             guidance_rescale=as_number(next((fields[key] for key in _RESCALES if key in fields), None)),
+            guidance_from=as_share(fields.get(_UNGUIDED)),
             clip_skip=as_whole(fields.get("Clip skip")),
             hires_scale=hires_scale,
             hires_strength=strength if hires_scale is not None else None,
@@ -274,10 +277,9 @@ def _size(text: str) -> tuple[int | None, int | None]:
 def _hires_scale(fields: Mapping[str, str], width_px: int | None, height_px: int | None) -> float | None:
     """Of the second pass: told as a factor or as the size it ends in."""
     scale = as_number(fields.get("Hires upscale"))
-    resized = _size(fields.get("Hires resize", ""))
-    if scale is None and resized[0] and resized[1] and width_px and height_px:
-        scale = max(resized[0] / width_px, resized[1] / height_px)
-    return scale
+    resized = zip(_size(fields.get("Hires resize", "")), (width_px, height_px), strict=True)
+    factors = [after / before for after, before in resized if after and before]  # a side that is 0 follows the other
+    return max(factors) if scale is None and factors else scale
 
 
 def _tool(fields: Mapping[str, str]) -> str:

@@ -41,6 +41,8 @@ class ForeignSettings:
     height_px: int | None = None
     eta: float | None = None
     guidance_rescale: float | None = None
+    guidance_from: float | None = None
+    """The share of the steps that is not guided, at their beginning."""
     clip_skip: int | None = None
     hires_scale: float | None = None
     """Of a second pass at a larger size; None is no such pass."""

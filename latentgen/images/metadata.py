@@ -137,6 +137,7 @@ class PictureMetadata:
             "Hires upscale": None if hires is None else _number(hires.scale),
             "Hires upscaler": None if hires is None else "Lanczos",
             "Eta": _number(request.eta) if request.eta else None,
+            "Skip Early CFG": _number(request.guidance_interval[0]) if _guides_to_the_end(request) else None,
             "CFG Rescale phi": _number(request.guidance_rescale) if request.guidance_rescale else None,
             "Lora hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.loras) or None,
             "TI hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.embeddings) or None,
@@ -153,6 +154,12 @@ class PictureMetadata:
             negative_prompt=request.negative_prompt,
             fields={name: value for name, value in fields.items() if value is not None},
         )
+
+
+def _guides_to_the_end(request: GenerationRequest) -> bool:
+    """But not from the beginning: of intervals only these have a name there."""
+    start, end = request.guidance_interval
+    return start > 0 and end == 1
 
 
 def _vae_from_json(value: object) -> VAEUse:

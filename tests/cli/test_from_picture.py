@@ -208,6 +208,11 @@ def test_another_tools_picture_was_guided_throughout(cli: Cli, tiny_model: Path)
     write_foreign("a cat\nSteps: 1, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU")
     (theirs,) = planned(cli, "--from", "found.png", "-m", "model")
     assert (theirs["guidance"], "guidance_interval" in theirs) == (4, False)
+    write_foreign("a cat\nSteps: 9, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU, Skip Early CFG: 0.4")
+    (later,) = planned(cli, "--from", "found.png", "-m", "model")
+    assert later["guidance_interval"] == [0.4, 1]
+    assert cli("generate", "a cat", "-m", "model", "-s", "3", "--steps", "1", "-o", "own.png").code == 0
+    assert ", Skip Early CFG: 0.25, " in (read_picture_text(Path("own.png"))[2].parameters or "")
     (asked,) = planned(cli, "--from", "found.png", "-m", "model", "--guidance-interval", "0.5,1")
     assert asked["guidance_interval"] == [0.5, 1]
 

@@ -186,9 +186,10 @@ def test_what_sites_put_behind_the_fields_does_no_harm() -> None:
     assert parameters.fields["Template"] == "a {cat|dog}"
 
 
-def test_a_size_the_second_pass_ends_in_is_a_scale() -> None:
-    text = "x\nSteps: 20, Size: 512x512, Denoising strength: 0.5, Hires resize: 1024x1024"
-    assert a1111(text).settings.hires_scale == 2
+@pytest.mark.parametrize("size", ["1024x1024", "1024x0", "0x1024"])
+def test_a_size_the_second_pass_ends_in_is_a_scale(size: str) -> None:
+    found = a1111(f"x\nSteps: 20, Size: 512x512, Denoising strength: 0.5, Hires resize: {size}")
+    assert (found.settings.hires_scale, found.settings.hires_strength, found.named.start) == (2, 0.5, None)
 
 
 def test_words_are_not_settings() -> None:
