@@ -123,7 +123,7 @@ def generate(
     paths = files.check(undrawn)
     # Which pictures of a sweep are there is known once the model is: until then there may be as many as all.
     expected = len(undrawn) if sweep is None else len(requests)
-    seeing = Seeing(watching, pictures=len(requests), overwrite=file.overwrite)
+    seeing = Seeing(watching, pictures=len(requests), overwrite=file.overwrite, low_memory=computer.low_memory)
     seeing.expect(_numbers(undrawn, requests))
     for note in [*size_notes(undrawn, config, folder), *init_files.notes, *pass_notes(undrawn, config)]:
         console.note(note)

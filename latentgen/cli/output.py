@@ -137,9 +137,11 @@ class PictureFiles:
         """The largest {n} among the files that this template could have named."""
         if _kind(self.folder) is None:
             return 0
+        # Behind a word without a mark between them the number has all of the digits, so that it is never too small.
+        fields = {None: "", "n": r"(\d+)", "date": r".*?\d{4}-\d\d-\d\d.*?"}
         pattern = ""
         for literal, field, _, _ in string.Formatter().parse(self._template):
-            pattern += re.escape(literal) + ({None: "", "n": r"(\d+)"}.get(field, ".*"))
+            pattern += re.escape(literal) + fields.get(field, ".*?")
         matches = (re.fullmatch(pattern, name) for name in os.listdir(self.folder))
         return max((int(match[1]) for match in matches if match), default=0)
 

@@ -67,13 +67,18 @@ class SeeingOptions:
 class Seeing:
     """What is shown and kept of a run's steps. Raises InputError, before torch is imported, for what cannot be."""
 
-    def __init__(self, options: SeeingOptions, *, pictures: int, overwrite: bool) -> None:
+    def __init__(self, options: SeeingOptions, *, pictures: int, overwrite: bool, low_memory: bool) -> None:
         if options.preview is not None:
             check_preview(options.preview)
         if options.preview_every is not None and options.preview is None:
             raise InputError("--preview-every is about --preview", hint="add --preview term or --preview FILE")
         if options.preview_every is not None and options.preview_every < 1:
             raise InputError(f"--preview-every {options.preview_every} is out of range", hint="1 or more")
+        if options.preview_every is not None and low_memory:
+            raise InputError(
+                "--preview-every decodes while the U-Net is in memory, and --low-memory keeps one network there",
+                hint="--preview alone shows rough colours",
+            )
         self._options = options
         self._kept: StepPictures | None = None
         if options.gif is not None or options.save_steps is not None:

@@ -46,13 +46,16 @@ def rescale_guided(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
 def guided_sigmas(sigmas: Tensor, start: float, end: float) -> SigmaInterval:
     """The levels at which a run over sigmas (n+1,) is guided from the fraction `start` to the fraction `end` of it.
 
-    Step i of n is guided where start <= i / n < end, so 0 and 1 are all steps. As noise levels this is the interval of
-    arXiv:2404.07724, section 3, (sigma_lo, sigma_hi], and a sampler that looks at levels between two steps, or twice
-    at one, is guided there by the same rule.
+    Step i of n is guided where start <= i / n < end, so 0 and 1 are all steps; where that is none, the step within
+    which the part begins: a run of one step is guided too. As noise levels this is the interval of arXiv:2404.07724,
+    section 3, (sigma_lo, sigma_hi], and a sampler that looks at levels between two steps, or twice at one, is guided
+    there by the same rule.
     """
     assert 0 <= start <= end <= 1, f"the guided part {start} to {end} is not within 0 and 1"
     n = len(sigmas) - 1
     first, past = (sum(step / n < fraction for step in range(n)) for fraction in (start, end))
+    if start < end and first == past:
+        first, past = first - 1, first
     return float(sigmas[past]), float(sigmas[first])
 
 

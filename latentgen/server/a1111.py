@@ -223,7 +223,7 @@ def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
             values |= flag_value(key, "clip-skip", value)
         elif key == _CHECKPOINT:
             check_model(value, here.model)
-        elif key == _RANDOM_SOURCE and value in _RNGS:
+        elif key == _RANDOM_SOURCE and isinstance(value, str) and value in _RNGS:
             values["rng"] = _RNGS[value]
         elif value not in (None, "", "Automatic", "None"):
             remarks.append(f"override_settings.{short(str(key))}: not a setting that latentgen has")

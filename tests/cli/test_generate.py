@@ -186,6 +186,12 @@ def test_numbers_go_on_where_the_folder_ends(cli: Cli, tiny_model: Path, tmp_pat
     assert all(re.match(r"\d{4}-\d\d-\d\d-", name) for name in names)
 
 
+def test_a_number_right_behind_a_word_is_read_whole(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    for number in (2, 10):
+        (tmp_path / f"a-cat{number:03}.png").touch()
+    assert cli("generate", "a cat", "-m", tiny_model, "-o", "{prompt_slug}{n:03}.png").out == "a-cat011.png\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -29,6 +29,13 @@ def test_pictures_on_the_way_are_the_same(cli: Cli, tiny_model: Path) -> None:
     assert all((Path("with") / name).read_bytes() == (Path("without") / name).read_bytes() for name in names)
 
 
+def test_a_preview_by_the_vae_would_keep_two_networks(cli: Cli, tiny_model: Path) -> None:
+    watching = ("--preview", "p.png", "--preview-every", "2")
+    refused = cli("generate", "a cat", "-m", tiny_model, "--low-memory", *watching)
+    assert (refused.code, "--low-memory keeps one network" in refused.err) == (2, True)
+    assert cli("generate", "a cat", "-m", tiny_model, "--low-memory", *watching[:2]).code == 0
+
+
 def test_verify_reads_every_file_again(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = folder.sha256, list[bool]()
 

@@ -204,6 +204,7 @@ def test_an_inverted_mask(ask: Ask) -> None:
         ({"subseed_strength": 0.5}, "subseed_strength: the noise follows from one seed"),
         ({"alwayson_scripts": {"ControlNet": {}}}, "alwayson_scripts: there are no scripts"),
         ({"override_settings": {"eta_noise_seed_delta": 31337}}, "override_settings.eta_noise_seed_delta: not a"),
+        ({"override_settings": {"randn_source": ["NV"]}}, "override_settings.randn_source: not a setting"),
         ({"eta": 0.5}, "eta: ancestral samplers add all of their noise"),
         ({"something_new": 3}, "something_new: not a setting that latentgen has"),
     ],

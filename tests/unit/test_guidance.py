@@ -185,7 +185,8 @@ def test_guidance_0_outside_the_interval_is_the_text_alone(schedule: NoiseSchedu
         ((0.3, 0.7), range(3, 7)),  # 3 / 10 is the float 0.3: no step is won or lost by rounding
         ((0.21, 0.61), range(3, 7)),
         ((0.0, 0.05), range(1)),
-        ((0.95, 1.0), range(0)),
+        ((0.95, 1.0), range(9, 10)),  # the step within which it begins, rather than none
+        ((0.31, 0.34), range(3, 4)),
         ((0.5, 0.5), range(0)),
         ((1.0, 1.0), range(0)),
     ],
