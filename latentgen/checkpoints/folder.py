@@ -202,19 +202,19 @@ def load_unet(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dt
     """The U-Net alone, in evaluation mode, from a model, or from a folder that holds just it."""
     if path.is_file():
         file = open_single_file(path)
-        return _build(UNet, file.config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
+        return build_network(UNet, file.config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
     own = part_folder(path, "unet")
     config, tensors = read_unet(own / CONFIG), read_folder_part(own, "unet", dtype=dtype)
-    return _build(UNet, config, tensors, weight_files(own, "unet")[0], device, dtype)
+    return build_network(UNet, config, tensors, weight_files(own, "unet")[0], device, dtype)
 
 
 def load_vae(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The VAE alone, in evaluation mode, from a model, or from a folder or a file that holds just it."""
     if path.is_file():
-        return _build(AutoencoderKL, *read_vae_file(path, dtype=dtype), path, device, dtype)
+        return build_network(AutoencoderKL, *read_vae_file(path, dtype=dtype), path, device, dtype)
     own = part_folder(path, "vae")
     config, tensors = read_vae(own / CONFIG), read_folder_part(own, "vae", dtype=dtype)
-    return _build(AutoencoderKL, config, tensors, weight_files(own, "vae")[0], device, dtype)
+    return build_network(AutoencoderKL, config, tensors, weight_files(own, "vae")[0], device, dtype)
 
 
 def load_text_encoder(
@@ -224,10 +224,28 @@ def load_text_encoder(
     if path.is_file():
         file = open_single_file(path)
         tensors = read_part(file, "text_encoder", dtype=dtype)
-        return _build(CLIPTextModel, file.config.text_encoder, tensors, path, device, dtype)
+        return build_network(CLIPTextModel, file.config.text_encoder, tensors, path, device, dtype)
     own = part_folder(path, "text_encoder")
     config, tensors = read_text_encoder(own / CONFIG), read_folder_part(own, "text_encoder", dtype=dtype)
-    return _build(CLIPTextModel, config, tensors, weight_files(own, "text_encoder")[0], device, dtype)
+    return build_network(CLIPTextModel, config, tensors, weight_files(own, "text_encoder")[0], device, dtype)
+
+
+def build_network(
+    kind: Callable[[C], M],
+    config: C,
+    tensors: Mapping[str, Tensor],
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> M:
+    """A network of these tensors, in evaluation mode; they become its parameters, uncopied where they fit.
+
+    source: where they are from, for messages. Raises ModelLoadError if they are not those of such a network.
+    """
+    with without_numbers():
+        module = kind(config)
+    load_strict(module, tensors, source, device=device, dtype=dtype)
+    return module.eval()
 
 
 def read_folder_part(own: Path, part: ModelPart, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -243,10 +261,12 @@ def read_folder_part(own: Path, part: ModelPart, *, dtype: torch.dtype | None = 
 def _load_single_file(path: Path, device: torch.device | str, dtype: torch.dtype) -> ModelBundle:
     file = open_single_file(path)
     config = file.config
-    unet = _build(UNet, config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
+    unet = build_network(UNet, config.unet, read_part(file, "unet", dtype=dtype), path, device, dtype)
     config = _asked(file, config, unet)
-    vae = _build(AutoencoderKL, config.vae, read_part(file, "vae", dtype=dtype), path, device, dtype)
-    text = _build(CLIPTextModel, config.text_encoder, read_part(file, "text_encoder", dtype=dtype), path, device, dtype)
+    vae = build_network(AutoencoderKL, config.vae, read_part(file, "vae", dtype=dtype), path, device, dtype)
+    text = build_network(
+        CLIPTextModel, config.text_encoder, read_part(file, "text_encoder", dtype=dtype), path, device, dtype
+    )
     return ModelBundle(unet, vae, text, published_tokenizer(config.text_encoder), config, path)
 
 
@@ -352,21 +372,6 @@ def save_defaults(defaults: GenerationDefaults, folder: Path) -> None:
 def save_vocabulary(vocabulary: dict[str, Any], folder: Path) -> None:
     """Write the words that a run's captions held into `folder`. Raises RuntimeFailure if the disk refuses."""
     _write_beside_parts(folder / VOCABULARY, vocabulary)
-
-
-def _build(
-    kind: Callable[[C], M],
-    config: C,
-    tensors: Mapping[str, Tensor],
-    source: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> M:
-    """A network of these tensors, in evaluation mode; they become its parameters, uncopied where they fit."""
-    with without_numbers():
-        module = kind(config)
-    load_strict(module, tensors, source, device=device, dtype=dtype)
-    return module.eval()
 
 
 def _write_beside_parts(path: Path, content: dict[str, Any]) -> None:

@@ -99,7 +99,8 @@ def run_training(
     checkpoint = run.latest()
     if checkpoint is None:
         raise RuntimeFailure(f"the last checkpoint in {options.out} has vanished")
-    return Trained(outcome, checkpoint.ema or checkpoint.model)
+    # A checkpoint of before --no-ema holds averages still.
+    return Trained(outcome, (checkpoint.ema if config.ema_decay is not None else {}) or checkpoint.model)
 
 
 def finish(options: RunOptions, outcome: Outcome, figures: Mapping[str, Any]) -> None:

@@ -175,6 +175,7 @@ def train_unet(
     import torch
 
     from latentgen.checkpoints.folder import (
+        build_network,
         load_unet,
         load_vae,
         save_defaults,
@@ -186,6 +187,7 @@ def train_unet(
     from latentgen.checkpoints.text_encoders import load_found
     from latentgen.data.records import fingerprint
     from latentgen.diffusion.latents import LatentSpace
+    from latentgen.models.clip_text import CLIPTextModel
     from latentgen.models.unet import UNet
     from latentgen.training import alignment, text_tuning
     from latentgen.training import unet as training
@@ -245,14 +247,18 @@ def train_unet(
     trained = run_training(objective, config, run, keep)
     if trained is None:
         return
-    weights = trained.weights
+    # New networks: those that were trained may lie in parts, one in each process.
+    weights, source = trained.weights, f"{run.out}'s last checkpoint"
     if text_rate is not None:
-        encoder.load_state_dict(alignment.part_of(weights, text_tuning.TEXT_ENCODER))
-        save_text_encoder(encoder, run.out / "model" / "text_encoder")
+        taught = alignment.part_of(weights, text_tuning.TEXT_ENCODER)
+        save_text_encoder(
+            build_network(CLIPTextModel, encoder.config, taught, source), run.out / "model" / "text_encoder"
+        )
         tokenizer.save(run.out / "model" / "tokenizer")
         weights = alignment.part_of(weights, text_tuning.DENOISER)
-    network.load_state_dict(weights if features is None else alignment.unet_tensors(weights))
-    save_unet(network, run.out / "model" / "unet")
+    weights = weights if features is None else alignment.unet_tensors(weights)
+    unet = build_network(UNet, model.unet, weights, source)
+    save_unet(unet, run.out / "model" / "unet")
     save_diffusion(model.diffusion, run.out / "model" / "scheduler")
     save_defaults(model.defaults, run.out / "model")
     if init is None or known_before is not None:  # what else an --init without a list has seen nobody knows
@@ -263,7 +269,7 @@ def train_unet(
             (record.labels for record in trained_on),
         )
         save_vocabulary((seen if known_before is None else known_before + seen).to_json(), run.out / "model")
-    finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in network.parameters())})
+    finish(run, trained.outcome, {"parameters": sum(parameter.numel() for parameter in unet.parameters())})
 
 
 def _text_rate(rate: float | None, *, trained: bool) -> float | None:

@@ -241,12 +241,15 @@ def train_vae(
     import torch
 
     from latentgen.checkpoints.folder import load_vae, save_vae
+    from latentgen.checkpoints.io import load_strict
     from latentgen.data.records import fingerprint
+    from latentgen.training.alignment import part_of
     from latentgen.training.caches import AUTOCAST, LatentCache
     from latentgen.training.discriminator import PatchDiscriminator
     from latentgen.training.latent_statistics import scale_latents
     from latentgen.training.perceptual import load_perceptual, perceptual_identity
-    from latentgen.training.vae import VALIDATION_PICTURES, VAEObjective
+    from latentgen.training.processes import device_of
+    from latentgen.training.vae import VALIDATION_PICTURES, VAENetwork, VAEObjective
     from latentgen.training.vae_start import prepare_from_scratch
 
     process = start_process(config, run)
@@ -292,13 +295,15 @@ def train_vae(
     trained = run_training(objective, config, run, keep)
     if trained is None:
         return
-    objective.network.load_state_dict(trained.weights)
-    vae = objective.network.eval().vae
+    # A new network: the one that was trained may lie in parts, one in each process.
+    whole = VAENetwork(objective.network.vae.config, decoder_only=decoder_only).eval()
+    vae = whole.vae
+    load_strict(vae, part_of(trained.weights, "vae."), f"{run.out}'s last checkpoint", device=device_of(process))
     if not decoder_only:
         measured_on = sorted({i * (len(pixels) - 1) // 199 for i in range(200)})
         vae.config = scale_latents(vae, pixels, measured_on, method)
     with torch.inference_mode():
-        figures = objective.validate(objective.network)
+        figures = objective.validate(whole)
     save_vae(vae, run.out / "model" / "vae")
     finish(run, trained.outcome, figures)
 

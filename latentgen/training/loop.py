@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from latentgen import __version__
-from latentgen.checkpoints.io import is_finite
+from latentgen.checkpoints.io import check_fit, is_finite
 from latentgen.config import TrainConfig
 from latentgen.diffusion.denoiser import may_run_ahead
 from latentgen.diffusion.seeds import seed_for
-from latentgen.errors import InputError, RuntimeFailure
+from latentgen.errors import InputError, ModelLoadError, RuntimeFailure
 from latentgen.kernels import gpu
 from latentgen.training.ema import EMA
 from latentgen.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
@@ -242,7 +242,9 @@ class _Run:
             described["sharded"] = True
         if accelerator.device.type == "cpu":  # where threads share out the terms of a sum
             described["threads"] = torch.get_num_threads()
-        checkpoint = self.run.start(described, resume=resume, override=override) if self.is_main else None
+        checkpoint = None
+        if self.is_main:
+            checkpoint = self.run.start(described, resume=resume, override=override, check=self.check_network)
         accelerator.wait_for_everyone()
         if not self.is_main:
             checkpoint = self.run.latest()
@@ -281,6 +283,15 @@ class _Run:
             "torch": torch.__version__,
         }
 
+    def check_network(self, checkpoint: Checkpoint) -> None:
+        """Raise InputError if a checkpoint is not of this network."""
+        network = self.bare_network
+        try:
+            check_fit(network.state_dict(), checkpoint.model, "its checkpoint", type(network).__name__)
+        except ModelLoadError as error:
+            message = f"{self.run.path} is a run of another network: {error.message}"
+            raise InputError(message, hint="choose another --out") from None
+
     def prepare(self, checkpoint: Checkpoint | None) -> tuple[nn.Module, Any]:
         """The network as it is called in a step, and its optimizer, in the state of the checkpoint.
 
@@ -288,10 +299,7 @@ class _Run:
         """
         config, bare = self.config, self.bare_network
         if checkpoint is not None:
-            try:
-                bare.load_state_dict(checkpoint.model, strict=True)
-            except RuntimeError as error:
-                raise InputError(f"the checkpoint in {self.run.path} is of another network: {error}") from error
+            bare.load_state_dict(checkpoint.model, strict=True)
         if self.sharded:
             shard(bare, self.accelerator.device, self.processes)
         self.parameters = dict(bare.named_parameters())

@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,19 @@ class RunDir:
     # Starting and resuming
 
     def start(
-        self, config: Mapping[str, Any], *, resume: str | None, override: Sequence[str] = ()
+        self,
+        config: Mapping[str, Any],
+        *,
+        resume: str | None,
+        override: Sequence[str] = (),
+        check: Callable[[Checkpoint], None] = lambda _checkpoint: None,
     ) -> Checkpoint | None:
         """Begin a run or take one up again; None for a fresh start. What a killed process left half-written is removed.
 
         resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case). A run that was
         stopped before its first checkpoint is begun again, with settings as they are now.
         override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
+        check: raises what keeps a checkpoint from being gone on with, before anything of the run is changed.
         Raises InputError when other settings differ, naming the keys, and when the run stands beyond its `max_steps`.
         """
         self.check_start(resume)
@@ -84,6 +90,8 @@ class RunDir:
         if checkpoint is not None and last_step is not None and checkpoint.step > last_step:
             hint = "give a later last step"
             raise InputError(f"the run stands at step {checkpoint.step}, beyond --max-steps {last_step}", hint=hint)
+        if checkpoint is not None:
+            check(checkpoint)
         if differences and checkpoint is not None:
             write_override(self.path, differences, checkpoint.step)
             self.log({"override": {key: list(values) for key, values in differences.items()}, "step": checkpoint.step})

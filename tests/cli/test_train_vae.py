@@ -16,6 +16,7 @@ from latentgen.checkpoints.folder import load_vae, save_vae
 from latentgen.checkpoints.io import read_tensors
 from latentgen.config import ImageTowerConfig
 from latentgen.models.vae import AutoencoderKL
+from latentgen.training.run_dir import RunDir
 from tests.cli.conftest import Cli, Outcome
 from tests.tiny import TINY_MODEL, TINY_VAE, tiny_vae
 from tests.training.tiny_runs import TEXT, write_pictures
@@ -87,6 +88,22 @@ def test_the_decoder_of_a_published_vae(cli: Cli, tmp_path: Path) -> None:
     assert checkpoint["discriminator.stages.0.weight"].shape == (16, 3, 4, 4)
     log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert {"psnr_db", "ssim"} <= set(log[-1])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_averages_that_are_no_longer_wanted_are_not_the_model(cli: Cli, tmp_path: Path) -> None:
+    """--no-ema from a checkpoint that holds averages, with no step left: what is measured is what is written."""
+    save_vae(tiny_vae(), tmp_path / "full")
+    common = (*MINIMAL, "--out", "run", "--init", "full", *QUICK, "--scaling", "measured")
+    assert cli(*common).code == 0
+    checkpoint = RunDir(Path("run")).latest()
+    assert checkpoint is not None
+    for options, weights in (((), checkpoint.ema), (("--no-ema", "--override", "ema_decay"), checkpoint.model)):
+        outcome = cli(*common, "--resume", "latest", "--max-minutes", "0", *options)
+        assert outcome.code == 0, outcome.err
+        written = load_vae(Path("run/model")).state_dict()
+        assert all(torch.equal(written[name], weights[f"vae.{name}"]) for name in written)
+    assert any(not torch.equal(checkpoint.ema[name], checkpoint.model[name]) for name in checkpoint.ema)
 
 
 @pytest.mark.usefixtures("pictures")

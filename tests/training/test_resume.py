@@ -172,9 +172,12 @@ def test_after_another_batch_size_a_step_begins_at_a_multiple_of_it(tiny_data: T
 
 def test_another_network_is_one_line(tiny_data: TinyData, tmp_path: Path) -> None:
     train(tiny_data.vae(), tmp_path, max_steps=1)
+    before = (tmp_path / "config.json").read_bytes(), (tmp_path / "log.jsonl").read_bytes()
     different = {*tiny_data.vae().describe(), *tiny_data.unet().describe()}
-    with pytest.raises(InputError, match="is of another network"):
+    with pytest.raises(InputError, match="is a run of another network") as caught:
         train(tiny_data.unet(), tmp_path, resume="latest", override=sorted(different))
+    assert "\n" not in str(caught.value)
+    assert before == ((tmp_path / "config.json").read_bytes(), (tmp_path / "log.jsonl").read_bytes())
 
 
 def test_clocks_and_time_stamps_mean_nothing(tiny_data: TinyData, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentgen.checkpoints.folder import read_folder_part
+from latentgen.checkpoints.single_file import ModelPart
 from latentgen.errors import InputError
 from latentgen.training.processes import join_processes
 from latentgen.training.run_dir import RunDir
 from latentgen.training.sharding import check_can_shard, is_sharding_asked
+from tests.tiny_bundle import save_tiny_model
 from tests.training.tiny_runs import (
     LAST,
     SHORT_RUN,
@@ -205,6 +208,44 @@ def test_torchrun_starts_two_and_passes_a_signal_on(tmp_path: Path) -> None:
     assert checkpoint.step >= 3
     assert f"saved step {checkpoint.step};" in stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (
+            "train-vae --channels 8,8,8 --latent-channels 2 --perceptual none --crop 16 --scaling measured",
+            {"vae": "vae."},
+        ),
+        ("train-unet --init model --train-text-encoder", {"unet": "denoiser.", "text_encoder": "text_encoder."}),
+    ],
+)
+def test_a_sharded_run_ends_with_its_model(command: str, parts: dict[ModelPart, str], tmp_path: Path) -> None:
+    """The real launcher and command line: what lies in parts in two processes is one model in the end."""
+    write_pictures(tmp_path / "data", 10)
+    save_tiny_model(tmp_path / "model")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "latentgen", *command.split(), "--data", "data", "--out", "run", "--resolution", "32"),
+            *("--batch-size", "2", "--max-steps", "2", "--no-progress"),
+        ],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"ACCELERATE_USE_FSDP": "true"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = RunDir(tmp_path / "run").latest()
+    assert checkpoint is not None
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sharded"] is True
+    for part, prefix in parts.items():
+        tensors = read_folder_part(tmp_path / "run" / "model" / part, part)
+        trained = {name: each for name, each in checkpoint.ema.items() if name.startswith(prefix)}
+        assert tensors.keys() == {name.removeprefix(prefix) for name in trained}
+        assert all(torch.equal(tensors[name.removeprefix(prefix)], each) for name, each in trained.items())
 
 
 def test_fewer_processes_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
