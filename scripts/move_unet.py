@@ -88,11 +88,14 @@ def move(model: Path, pictures: Path, out: Path, other: Path | None) -> None:
         rotation, share = rotation_between(latents_of(before, pixels), latents_of(after, pixels))
     print(f"the old latents, turned, tell {share:.0%} of the new ones")
     turn(unet, rotation)
-    shutil.copytree(model, out)
-    for part in ("vae", "unet"):  # their weights may have had other names
-        shutil.rmtree(out / part)
-    save_vae(after, out / "vae")
-    save_unet(unet, out / "unet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # never half a model
+        aside = Path(folder) / out.name
+        # Weights may have had other names than ours.
+        shutil.copytree(model, aside, ignore=shutil.ignore_patterns("vae", "unet"))
+        save_vae(after, aside / "vae")
+        save_unet(unet, aside / "unet")
+        aside.rename(out)
 
 
 def main() -> None:

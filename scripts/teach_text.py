@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -245,8 +245,9 @@ def run(
     shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary), steps)
     print("told from the end of a caption: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if unet is not None:
-        fresh = [make_record(vocabulary, seed + 10**7 + k, 1).captions[0] for k in range(MAPPED_ON)]
-        fresh += [""] * (MAPPED_ON // 20)
+        records = (make_record(vocabulary, number, 1) for number in count(seed + 10**7))
+        trained_on = (record for record in records if not record.labels()["held_out"])
+        fresh = [record.captions[0] for record in islice(trained_on, MAPPED_ON)] + [""] * (MAPPED_ON // 20)
         shuffled = [fresh[int(k)] for k in torch.randperm(len(fresh))]
         mapping, share = map_between(*(states_of(each, tokenizer, shuffled) for each in (encoder, before)))
         print(f"the new states, mapped, tell {share:.1%} of the old ones' variance")

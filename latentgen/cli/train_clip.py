@@ -101,7 +101,7 @@ def train_clip(
     records, pixels, keep = open_pictures(run, side_px, cache, process)
     cut_captions(records, tokenizer, say_in(process, run))
     held_out = open_held_out(run, side_px, cache, process, count=RETRIEVED_AMONG)
-    validation = () if held_out else items_set_aside(validation_pictures, len(records), run, process)
+    validation = items_set_aside(validation_pictures, len(records), run, process, held_out=held_out is not None)
     torch.manual_seed(run.seed)
     data = fingerprint(records)
     objective = CLIPObjective(text, image, records, pixels, tokenizer, data, held_out=held_out, validation=validation)

@@ -28,12 +28,23 @@ ValidationPictures = Annotated[
 
 
 def items_set_aside(
-    wanted: int | None, pictures: int, run: RunOptions, process: PartialState, *, most: int | None = None
+    wanted: int | None,
+    pictures: int,
+    run: RunOptions,
+    process: PartialState,
+    *,
+    most: int | None = None,
+    held_out: bool = False,
 ) -> tuple[int, ...]:
     """The items that are kept from training, of which the first process tells. most: if `wanted` does not say.
 
+    held_out: there are pictures that measure the run and were never trained on; none is set aside then.
     Raises InputError if none are left to train on.
     """
+    if held_out:
+        if wanted:
+            say_in(process, run)("pictures labelled held_out measure the run: --validation-pictures sets none aside")
+        return ()
     from latentgen.training.set_aside import MAX_PICTURES, pictures_to_set_aside, set_aside
 
     count = pictures_to_set_aside(pictures, MAX_PICTURES if most is None else most) if wanted is None else wanted

@@ -26,6 +26,7 @@ from latentgen.cli.train_noise import (
     TimestepSampling,
     objective_settings,
     prompt_lines,
+    tell_of_weights,
 )
 from latentgen.cli.train_options import RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
@@ -146,6 +147,7 @@ def train_lora(
     store = run.out / "cache" if cache is None else cache
     records, pixels, keep = open_pictures(run, side_px, store, process, size_multiple_px=shape.size_multiple_px)
     say = say_in(process, run)
+    tell_of_weights(settings, shape.diffusion, say)
     validation = items_set_aside(validation_pictures, len(records), run, process)
     check_can_validate(run, validation, len(records))
     cut_captions(records, bundle.tokenizer, say)

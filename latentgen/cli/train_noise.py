@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from latentgen.cli.text_lines import check_printable, numbered_lines
 from latentgen.cli.train_options import one_of
+from latentgen.config import DiffusionConfig
 from latentgen.errors import InputError
 
 NOISE = "The objective"
@@ -87,6 +89,12 @@ def objective_settings(
         "min_snr_gamma": min_snr_gamma,
         "noise_offset": noise_offset,
     }
+
+
+def tell_of_weights(settings: Mapping[str, Any], diffusion: DiffusionConfig, say: Callable[[str], None]) -> None:
+    """Say so where a timestep that is asked for is not trained: with min-SNR weights one of SNR 0 counts nothing."""
+    if settings["min_snr_gamma"] is not None and diffusion.rescale_betas_zero_snr:
+        say("--min-snr-gamma weighs the last timestep, all noise with zero terminal SNR, with 0: it is not learnt")
 
 
 def prompt_lines(file: Path | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from latentgen.cli.train_noise import (
     TimestepSampling,
     objective_settings,
     prompt_lines,
+    tell_of_weights,
 )
 from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
@@ -206,6 +207,7 @@ def train_unet(
         network.enable_gradient_checkpointing()
     records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=model.size_multiple_px)
     say = say_in(process, run)
+    tell_of_weights(settings, model.diffusion, say)
     validation = items_set_aside(validation_pictures, len(records), run, process)
     check_can_validate(run, validation, len(records))
     cut = cut_captions(records, tokenizer, say)

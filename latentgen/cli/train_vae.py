@@ -263,9 +263,9 @@ def train_vae(
     folder = cache if cache is not None else run.out / "cache"
     records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=shape.downscale)
     held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
-    validation: tuple[int, ...] = ()
-    if held_out is None:
-        validation = items_set_aside(validation_pictures, len(records), run, process, most=VALIDATION_PICTURES)
+    validation = items_set_aside(
+        validation_pictures, len(records), run, process, most=VALIDATION_PICTURES, held_out=held_out is not None
+    )
     latents: LatentCache | None = None
     if cache_latents and start is not None:
         precision = AUTOCAST[config.mixed_precision]

@@ -31,6 +31,8 @@ REPORT = "report.html"
 TRAINED = {
     "unet": "Diffusion network",
     "aligned unet": "Diffusion network",
+    "unet and text encoder": "Diffusion network and text encoder",
+    "aligned unet and text encoder": "Diffusion network and text encoder",
     "vae": "Autoencoder",
     "clip": "Text encoder",
     "lora": "LoRA adapters",

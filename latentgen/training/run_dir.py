@@ -31,7 +31,7 @@ from latentgen.checkpoints.io import read_tensors, sync_folder, write_tensors
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.jsonfile import write_json
 from latentgen.training.run_lock import locked
-from latentgen.training.run_settings import CONFIG, check_settings, write_override, write_settings
+from latentgen.training.run_settings import CONFIG, check_settings, take_up, write_settings
 from latentgen.training.watch import is_alive
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ class RunDir:
             raise InputError(f"the run stands at step {checkpoint.step}, beyond --max-steps {last_step}", hint=hint)
         if checkpoint is not None:
             check(checkpoint)
+            take_up(self.path, config, differences, checkpoint.step)
         if differences and checkpoint is not None:
-            write_override(self.path, differences, checkpoint.step)
             self.log({"override": {key: list(values) for key, values in differences.items()}, "step": checkpoint.step})
         return checkpoint
 

@@ -1,7 +1,7 @@
 """The settings of a run, config.json, and what of them a resume may change.
 
-config.json holds what the run was started with, and under `history` what was overridden since: at which step, which
-key, from what to what.
+config.json holds what the run goes on with, and under `history` what was overridden: at which step, which key, from
+what to what.
 """
 
 from __future__ import annotations
@@ -69,16 +69,19 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, override: Seque
     return changed
 
 
-def write_override(folder: Path, differences: Differences, step: int) -> None:
-    """Take differences up into config.json, and note in its history that they were made at `step`.
+def take_up(folder: Path, settings: Mapping[str, Any], differences: Differences, step: int) -> None:
+    """Take settings up into config.json, and note in its history the differences that were asked for at `step`.
 
     Raises RuntimeFailure if the disk refuses; the file is then as it was.
     """
-    settings = _read(folder)
-    history = settings.pop(HISTORY, [])
-    settings |= {key: now for key, (_, now) in differences.items()}
-    history.append({"step": step, "changed": {key: list(values) for key, values in differences.items()}})
-    write_settings(folder, {**settings, HISTORY: history})
+    before, now = _read(folder), as_read_back(settings)
+    history = before.pop(HISTORY, [])
+    may_change = {key: now[key] for key in MAY_CHANGE_ON_RESUME if key in now}
+    after = {**before, **may_change, **{key: value for key, (_, value) in differences.items()}}
+    if differences:
+        history.append({"step": step, "changed": {key: list(values) for key, values in differences.items()}})
+    if differences or after != before:
+        write_settings(folder, {**after, **({HISTORY: history} if history else {})})
 
 
 def as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentgen.config import DiffusionConfig, GenerationDefaults
 from latentgen.data.records import Record
 from latentgen.diffusion.fixed_draws import fixed_noise, fixed_timesteps, summarise
-from latentgen.diffusion.guidance import GuidedDenoiser
+from latentgen.diffusion.guidance import GuidedDenoiser, guided_sigmas
 from latentgen.diffusion.latents import LatentSpace
 from latentgen.diffusion.losses import diffusion_loss, min_snr_weights, training_target
 from latentgen.diffusion.noise import NoiseSource, starting_point
@@ -208,10 +208,10 @@ class UNetObjective:
         device, defaults = next(network.parameters()).device, plan.defaults
         prompts = [plan.prompts[k] for k in chosen]
         cond, uncond = (plan.text_encoder(plan.tokenizer.encode(texts).to(device)) for texts in (prompts, ("",)))
-        denoise = GuidedDenoiser(
-            network, self.schedule, self.diffusion.prediction_type, cond, uncond, defaults.guidance
-        )
         sigmas = self.schedule.inference_sigmas(defaults.steps, defaults.schedule)
+        interval = guided_sigmas(sigmas, *defaults.guidance_interval)
+        predicts, guidance = self.diffusion.prediction_type, defaults.guidance
+        denoise = GuidedDenoiser(network, self.schedule, predicts, cond, uncond, guidance, interval=interval)
         shape = self.space.shape(defaults.height_px, defaults.width_px)
         source = NoiseSource(chosen)
         start = starting_point(source.draw(shape), float(sigmas[0])).to(device)

@@ -123,6 +123,7 @@ def test_zero_terminal_snr_in_diffusers(prediction: str, cli: Cli, theirs: Path,
     assert_refused(cli(*common, *objective), says)
     outcome = cli(*common, *objective, "--prediction-type", prediction)
     assert outcome.code == 0, outcome.err
+    assert "--min-snr-gamma weighs the last timestep, all noise with zero terminal SNR, with 0" in outcome.err
     written = json.loads(Path("run/model/scheduler/scheduler_config.json").read_text())
     assert written["rescale_betas_zero_snr"] is True
     assert (written["timestep_spacing"], written["prediction_type"]) == ("trailing", prediction)

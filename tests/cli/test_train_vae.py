@@ -153,8 +153,9 @@ def test_through_the_image_tower_of_train_clip(
         save_towers(build_towers(TEXT, image).state_dict(), TEXT, image, tmp_path / name / "clip")
     lines = [json.dumps({"file_name": f"{i:03d}.png", "text": "a picture", "held_out": i >= 4}) for i in range(6)]
     (pictures / "metadata.jsonl").write_text("\n".join(lines))
-    outcome = cli(*MINIMAL, *QUICK, "--perceptual-model", "clip", "--log-every", "1")
+    outcome = cli(*MINIMAL, *QUICK, "--perceptual-model", "clip", "--log-every", "1", "--validation-pictures", "2")
     assert outcome.code == 0, outcome.err
+    assert "pictures labelled held_out measure the run: --validation-pictures sets none aside" in outcome.err
     assert "perceptual loss: features of the CLIP image tower in clip/clip" in outcome.err
     assert "held_out_psnr_db" in outcome.err
     log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]

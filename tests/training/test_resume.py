@@ -134,7 +134,9 @@ def test_named_settings_may_differ(tiny_data: TinyData, tmp_path: Path) -> None:
     assert logged == [{"lr": [1e-3, 2e-3], "seed": [0, 5]}]
     train(tiny_data.vae(), tmp_path, lr=2e-3, seed=5, max_steps=3, resume="latest")
     train(tiny_data.vae(), tmp_path, lr=3e-3, seed=5, max_steps=4, resume="latest", override=["lr"])
-    assert [entry["step"] for entry in json.loads((tmp_path / "config.json").read_text())["history"]] == [1, 3]
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert [entry["step"] for entry in settings["history"]] == [1, 3]
+    assert settings["max_steps"] == 4, "what may change is no override, but stands there as it is now"
 
 
 def test_world_size_threads_and_data_are_settings_too(tiny_data: TinyData, tmp_path: Path) -> None:

@@ -122,6 +122,20 @@ def test_sample_sheet_of_any_number_of_prompts(tiny_data: TinyData, tmp_path: Pa
         assert sheet.size == (32, 32)
 
 
+def test_a_sample_sheet_is_guided_where_the_models_pictures_will_be(tiny_data: TinyData, tmp_path: Path) -> None:
+    objective = tiny_data.unet()
+    randomize(objective.network)
+    encoder = CLIPTextModel(TEXT).eval()
+    sheets: list[bytes] = []
+    for interval in ((0.0, 1.0), (0.5, 1.0), (0.5, 1.0)):
+        defaults = GenerationDefaults(16, 16, steps=2, guidance=7.0, sampler="euler", guidance_interval=interval)
+        objective.plan = SamplePlan(("a red picture",), defaults, tiny_data.tokenizer, encoder, tiny_vae(VAE))
+        with torch.inference_mode():
+            objective.write_samples(objective.network, tmp_path, 7)
+        sheets.append((tmp_path / "step_00000007.png").read_bytes())
+    assert sheets[0] != sheets[1] == sheets[2]
+
+
 # Against diffusers' training script
 
 
