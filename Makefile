@@ -82,5 +82,5 @@ bench-generation: $(VENV)/.installed-dev  ## parity with diffusers at full size,
 	$(BIN)/python benchmarks/exact.py
 	$(BIN)/python benchmarks/memory.py
 
-clean:  ## remove the environment and caches
-	rm -rf $(VENV) outputs dist build .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove the environment and caches; pictures in outputs/ stay
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

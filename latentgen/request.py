@@ -124,7 +124,7 @@ class Hires:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One picture. Raises RequestError, naming the field, for anything that cannot be drawn with any model."""
+    """One picture. Raises RequestError, naming the field, for values that no model can draw; kinds are not checked."""
 
     prompt: str
     negative_prompt: str = ""
@@ -150,7 +150,7 @@ class GenerationRequest:
     """One step in so many computes the whole U-Net, the others reuse its deep features (DeepCache, arXiv:2312.00858),
     1 .. 1000. 1 is off; anything else is another picture, made in less time."""
     clip_skip: int | None = None
-    """Which layer of the text encoder is read, from the end: 1 the last, 2 the one before. None is the model's own."""
+    """Which layer of the text encoder is read: 1, as None, the one that the model itself reads, 2 the one before it."""
     loras: tuple[LoRAUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
     init: InitPicture | None = None

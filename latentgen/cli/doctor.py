@@ -139,7 +139,7 @@ def _places() -> Iterator[Finding]:
     yield Finding("models folder", _place(models_folder(), lambda folder: sum(1 for _ in folder.iterdir()), "model(s)"))
     yield Finding("hub cache", _place(cache_folder(), lambda folder: sum(1 for _ in cached_snapshots()), "snapshot(s)"))
     offline = offline_variable()
-    asked = "only where it is asked for: `models pull`, `--download`"
+    asked = "only where it is asked for: `models pull`, `--download`, `data fetch-assets`"
     yield Finding("network", asked if offline is None else f"never: {offline} is set")
 
 

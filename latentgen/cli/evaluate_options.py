@@ -11,9 +11,9 @@ import typer
 from latentgen import embedded_model_path
 from latentgen.cli import options
 from latentgen.cli.options import DRAWING
-from latentgen.cli.plan import Flags, resolve_sampling
 from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.request import RequestFields, complete_request
+from latentgen.samplers.registry import resolve_sampling
 
 if TYPE_CHECKING:
     from latentgen.config import ModelConfig
@@ -49,7 +49,7 @@ class SamplingOptions:
 
     def resolve(self, config: ModelConfig) -> RequestFields:
         """What is given, in canonical names. Raises InputError if the model cannot draw so; torch is not needed."""
-        sampler, schedule = resolve_sampling(Flags(sampler=self.sampler, schedule=self.schedule), config)
+        sampler, schedule = resolve_sampling(self.sampler, self.schedule, config)
         given = RequestFields(
             steps=self.steps,
             sampler=sampler,

@@ -22,7 +22,7 @@ from latentgen.request import (
     random_seed,
     shorten,
 )
-from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_schedule
+from latentgen.samplers.registry import SAMPLERS, resolve_sampler, resolve_sampling
 
 MAX_PICTURES = 10_000
 PNG_BYTES_PER_PIXEL = 1.5
@@ -121,7 +121,8 @@ def _requests(
     elif (seed := low_bits(seed)) + flags.count - 1 > MAX_SEED:
         last = "" if flags.count == 1 else f" with --count {flags.count}"
         raise RequestError("seed", f"{seed}{last} is out of range", hint=f"the last seed is {MAX_SEED}")
-    sampler, schedule = resolve_sampling(flags, config)
+    sampler, schedule = resolve_sampling(flags.sampler, flags.schedule, config)
+    _check_eta(flags, sampler)
     beginning = init_files.begin(flags, config)
     requests = [
         complete_request(
@@ -174,19 +175,10 @@ def _with_own_walk(flags: Flags, recorded: Flags) -> Flags:
     return flags
 
 
-def resolve_sampling(flags: Flags, config: ModelConfig) -> tuple[str, str | None]:
-    """Canonical names. "DPM++ 2M Karras" names a schedule too, which --schedule must not contradict."""
-    name, carried = resolve_sampler(config.defaults.sampler if flags.sampler is None else flags.sampler)
-    asked = None if flags.schedule is None else resolve_schedule(flags.schedule)
-    if carried is not None and asked is not None and carried != asked:
-        raise InputError(f"--sampler {flags.sampler} and --schedule {flags.schedule} contradict each other")
-    if flags.eta and not SAMPLERS[name].accepts_eta:
+def _check_eta(flags: Flags, sampler: str) -> None:
+    if flags.eta and not SAMPLERS[sampler].accepts_eta:
         able = ", ".join(entry.name for entry in SAMPLERS.values() if entry.accepts_eta)
-        raise RequestError("eta", f"{flags.eta:g} changes nothing with {name}", hint=f"it is for {able}")
-    has_usual_levels = config.diffusion.usual_schedule == "karras"
-    if asked is None and carried is None and flags.sampler is not None and has_usual_levels:
-        return name, SAMPLERS[name].schedule  # what suits the sampler on Stable Diffusion's noise levels
-    return name, asked if asked is not None else carried
+        raise RequestError("eta", f"{flags.eta:g} changes nothing with {sampler}", hint=f"it is for {able}")
 
 
 def _as_flag(error: RequestError) -> str:

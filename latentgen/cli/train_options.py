@@ -281,11 +281,14 @@ DEFAULTS: Mapping[str, Any] = {
 """Of the options that have one; a command may say otherwise."""
 
 
-def run_command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def run_command(
+    *, init_lr: float | None = None, **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A training command `f(run: RunOptions, *, ...)` as Typer is to see it: with all options side by side.
 
     Options without a panel of their own stand under "What is trained". `--config` fills in what the command line leaves
     out.
+    init_lr: the learning rate with --init: one for fresh weights would undo what trained ones know.
     defaults: this command's own, before those of `DEFAULTS`.
     """
 
@@ -293,6 +296,12 @@ def run_command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
         names = [field.name for field in fields(RunOptions)]
         kinds = get_type_hints(RunOptions, include_extras=True)
         values = {**DEFAULTS, **defaults}
+        lr = values["lr"]
+        if init_lr is not None:
+            values["lr"] = None
+            (option,) = kinds["lr"].__metadata__
+            said = f"Peak learning rate of AdamW (default: {lr:g}; with --init {init_lr:g})."
+            kinds["lr"] = _with(Annotated[float | None, option], help=said)
         own = [
             parameter.replace(annotation=_in_panel(parameter.annotation))
             for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
@@ -323,6 +332,8 @@ def run_command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
 
         @wraps(command)
         def spread(*, config: Path | None, **given: Any) -> None:
+            if given["lr"] is None:
+                given["lr"] = lr if given.get("init") is None else init_lr
             run = RunOptions(**{name: given.pop(name) for name in names})
             guarded(None if run.dry_run else run.out, lambda: _with_enough_memory(command, run, given))
 

@@ -82,7 +82,7 @@ TextEncoderRate = Annotated[
 ]
 
 
-@run_command(batch_size=32, lr=5e-4)
+@run_command(batch_size=32, lr=5e-4, init_lr=1e-5)
 def train_unet(
     run: RunOptions,
     *,

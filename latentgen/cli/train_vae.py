@@ -132,7 +132,7 @@ Cache = Annotated[
 MUON_LR_FROM_SCRATCH = 0.02
 
 
-@run_command(batch_size=8, lr=5e-4, save_every=1000, log_every=100)
+@run_command(batch_size=8, lr=5e-4, init_lr=1e-5, save_every=1000, log_every=100)
 def train_vae(
     run: RunOptions,
     *,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from latentgen import __version__, embedded_model_path
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_vae
 from latentgen.checkpoints.other_vae import other_vae_fingerprint, other_vae_name, read_other_vae
+from latentgen.config import ModelConfig
 from latentgen.diffusion.denoiser import may_run_ahead
 from latentgen.diffusion.guidance import GuidedDenoiser, guided_sigmas
 from latentgen.diffusion.latents import LatentSpace
@@ -60,7 +61,7 @@ from latentgen.request import (
     complete_request,
     random_seed,
 )
-from latentgen.samplers.registry import SAMPLERS, SCHEDULES, get_sampler
+from latentgen.samplers.registry import SAMPLERS, SCHEDULES, get_sampler, resolve_sampling
 from latentgen.samplers.step import OnStep, Step
 
 OnFailure = Callable[[GenerationRequest, LatentgenError], None]
@@ -131,15 +132,15 @@ class TextToImage:
         compile: bool = False,
         remembered: bool = True,
     ) -> TextToImage:
-        """Open a model folder, the embedded model if None.
+        """Open a model folder or a single .safetensors file, the embedded model if None.
 
         `int8` draws with 8-bit integers on a CPU, another picture. `low_memory` keeps one network in memory at a time
         (`low_memory.py`). `compile` draws on a GPU by torch.compile: the first picture of a size takes a minute or
         more, the others less time. `remembered` False hashes the model's files for the fingerprint whether or not they
         have changed since the last time.
-        `dtype` auto is float16 on a GPU; on a CPU that has bfloat16 it is that, unless `fast` is False, else float32.
-        Raises ModelNotFoundError or ModelLoadError for the folder, InputError for a device, `int8` or `compile` that
-        is not there.
+        `dtype` auto is float16 on an NVIDIA GPU; on a CPU that has bfloat16 it is that, unless `fast` is False, else
+        float32. Raises ModelNotFoundError or ModelLoadError for the model, InputError for a device, `dtype`, `int8` or
+        `compile` that is not there.
         """
         folder = embedded_model_path() if folder is None else Path(folder)
         chosen = choose_device(device)
@@ -194,6 +195,7 @@ class TextToImage:
         and so is the size that follows from them; `pictures` are what `init` names instead, as for `generate`.
         """
         config, first = self.bundle.config, random_seed(count) if seed is None else seed
+        given = _in_our_words(given, config)
         given, pictures = start_from(config, given, pictures, init_image=init_image, mask=mask, strength=strength)
         requests = [complete_request(config, prompt=prompt, seed=first + i, **given) for i in range(count)]
         return self.generate(requests, pictures=pictures)
@@ -211,6 +213,7 @@ class TextToImage:
     ) -> Drawing[GenerationResult]:
         """One picture to be watched: iterate over its steps, then take the `result`, the same as `draw` gives."""
         config = self.bundle.config
+        given = _in_our_words(given, config)
         given, found = start_from(config, given, pictures, init_image=init_image, mask=mask, strength=strength)
         request = complete_request(config, prompt=prompt, seed=random_seed() if seed is None else seed, **given)
         return Drawing(lambda on_step: next(self.generate([request], pictures=found, on_step=on_step)))
@@ -486,6 +489,12 @@ class TextToImage:
             ),
             vae=self.vae,
         )
+
+
+def _in_our_words(given: RequestFields, config: ModelConfig) -> RequestFields:
+    """Sampler and schedule by their own names, as the command line understands them."""
+    sampler, schedule = resolve_sampling(given.get("sampler"), given.get("schedule"), config)
+    return {**given, "sampler": sampler, "schedule": schedule}
 
 
 def _batches(

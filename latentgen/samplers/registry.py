@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from latentgen.config import ModelConfig
 from latentgen.errors import InputError
+from latentgen.request import RequestError
 
 if TYPE_CHECKING:
     from latentgen.samplers.step import Sampler
@@ -238,6 +240,23 @@ def resolve_schedule(name: str) -> str:
     if key not in names:
         raise InputError(f"no such schedule: {name!r}", hint=_closest(key, names, SCHEDULES))
     return names[key]
+
+
+def resolve_sampling(sampler: str | None, schedule: str | None, config: ModelConfig) -> tuple[str, str | None]:
+    """Our names of what is asked for, by any of their names; None is the model's own.
+
+    A sampler that is asked for brings its own schedule to Stable Diffusion's noise levels. Raises InputError for names
+    that are not known, and RequestError for a sampler that carries a schedule with it ("DPM++ 2M Karras") beside
+    another one.
+    """
+    name, carried = resolve_sampler(config.defaults.sampler if sampler is None else sampler)
+    asked = None if schedule is None else resolve_schedule(schedule)
+    if carried is not None and asked is not None and carried != asked:
+        raise RequestError("sampler", f"{sampler} and the schedule {schedule} contradict each other")
+    has_usual_levels = config.diffusion.usual_schedule == "karras"
+    if asked is None and carried is None and sampler is not None and has_usual_levels:
+        return name, SAMPLERS[name].schedule
+    return name, asked if asked is not None else carried
 
 
 def get_sampler(name: str) -> Sampler:

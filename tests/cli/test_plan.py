@@ -9,9 +9,10 @@ import pytest
 
 from latentgen import embedded_model_path
 from latentgen.cli.init_pictures import size_notes
-from latentgen.cli.plan import Entry, Flags, plan_requests, resolve_sampling
+from latentgen.cli.plan import Entry, Flags, plan_requests
 from latentgen.config import DiffusionConfig, ModelConfig
 from latentgen.presets import EMBEDDED, SD15, SD21_V
+from latentgen.samplers.registry import resolve_sampling
 
 ZERO_SNR = replace(
     SD15,
@@ -35,17 +36,17 @@ ZERO_SNR = replace(
 )
 def test_a_sampler_brings_its_schedule_to_stable_diffusion(sampler: str, schedule: str) -> None:
     """As A1111's "Automatic" does; its `modules/sd_samplers_kdiffusion.py` has the table."""
-    assert resolve_sampling(Flags(sampler=sampler), SD15)[1] == schedule
+    assert resolve_sampling(sampler, None, SD15)[1] == schedule
 
 
 @pytest.mark.parametrize("config", [EMBEDDED, ZERO_SNR], ids=["cosine", "zero terminal SNR"])
 def test_a_model_of_high_noise_levels_keeps_its_own(config: object) -> None:
-    assert resolve_sampling(Flags(sampler="euler_a"), config)[1] is None  # pyright: ignore[reportArgumentType]
+    assert resolve_sampling("euler_a", None, config)[1] is None  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_asked_for_counts() -> None:
-    assert resolve_sampling(Flags(sampler="euler", schedule="beta"), SD15) == ("euler", "beta")
-    assert resolve_sampling(Flags(), SD15) == ("dpmpp_2m", None)
+    assert resolve_sampling("euler", "beta", SD15) == ("euler", "beta")
+    assert resolve_sampling(None, None, SD15) == ("dpmpp_2m", None)
 
 
 FAR = "is far from the 256x256 that the embedded model draws at: things come out"

@@ -47,6 +47,18 @@ def test_the_command_line_goes_first(before: bool, cli: Cli, file: Path) -> None
     assert settings["max_steps"] == 7
 
 
+@pytest.mark.parametrize("command", ["train-unet", "train-vae", "train-clip"])
+def test_weights_that_know_something_are_trained_gently(command: str, cli: Cli, tiny_model: Path) -> None:
+    """--init without --lr; and what is said counts, also in a file."""
+    init = ("--init", tiny_model)
+    fresh, tuned = (json.loads(cli(command, *MINIMAL[command], *more, "--dry-run").out)["lr"] for more in ((), init))
+    assert fresh >= 5e-4
+    assert tuned == 1e-5
+    Path("run.toml").write_text("lr = 0.25\n")
+    for said in (("--lr", "0.25"), ("--config", "run.toml")):
+        assert json.loads(cli(command, *MINIMAL[command], *init, *said, "--dry-run").out)["lr"] == 0.25
+
+
 def test_lists_and_aliases(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('override = ["lr"]\ntrain_batch_size = 2\nlearning-rate = 0.5\n')
     settings = json.loads(cli("train-vae", *MINIMAL["train-vae"], "--config", "run.toml", "--dry-run").out)

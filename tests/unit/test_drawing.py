@@ -14,7 +14,7 @@ from latentgen.errors import InputError, RuntimeFailure
 from latentgen.images.pixels import pixels_sha256
 from latentgen.pipeline import TextToImage
 from latentgen.pipeline.drawing import Drawing
-from latentgen.request import InitPicture
+from latentgen.request import InitPicture, RequestFields
 from latentgen.samplers.step import OnStep, Step
 from tests.tiny_bundle import tiny_bundle
 
@@ -92,6 +92,24 @@ def test_a_watched_picture_is_the_drawn_one() -> None:
     assert len(estimates) == 4
     assert all(torch.isfinite(estimate).all() for estimate in estimates)
     assert watched.result.metadata == drawn.metadata
+
+
+@pytest.mark.parametrize(
+    ("asked", "sampler", "schedule"),
+    [
+        ({}, "dpmpp_2m", "karras"),
+        ({"sampler": "Euler a"}, "euler_a", "uniform"),
+        ({"sampler": "Euler a Karras"}, "euler_a", "karras"),
+        ({"sampler": "ddim", "schedule": "SGM Uniform"}, "ddim", "sgm_uniform"),
+    ],
+)
+def test_samplers_are_named_as_on_the_command_line(asked: RequestFields, sampler: str, schedule: str) -> None:
+    model = TextToImage(tiny_bundle())
+    (drawn,) = model.draw("a boat", seed=3, steps=2, **asked)
+    watched = model.steps("a boat", seed=3, steps=2, **asked)
+    assert [(each.metadata.request.sampler, each.metadata.request.schedule) for each in (drawn, watched.result)] == [
+        (sampler, schedule)
+    ] * 2
 
 
 def test_a_watched_picture_may_start_from_another() -> None:
