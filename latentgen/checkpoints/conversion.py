@@ -32,7 +32,7 @@ from latentgen.checkpoints.io import (
     without_numbers,
     write_tensors,
 )
-from latentgen.checkpoints.keymap import published_text_encoder, published_vae
+from latentgen.checkpoints.keymap import published
 from latentgen.checkpoints.layout import VOCABULARY, WEIGHTS
 from latentgen.checkpoints.pickles import copy_tensors
 from latentgen.checkpoints.single_file import (
@@ -151,8 +151,7 @@ def _open_folder(folder: Path, scratch: Path) -> Source:
         copy_tensors(pickle, unpacked)
         tensors = read_tensors(unpacked)
         unpacked.unlink()
-        rename = {"vae": published_vae, "text_encoder": published_text_encoder}.get(part)
-        return tensors if rename is None else rename(tensors, pickle)
+        return published(part, tensors)
 
     words = folder / VOCABULARY
     vocabulary = read_json(words) if words.exists() else None
@@ -173,12 +172,13 @@ def _find_pickle(folder: Path, part: ModelPart) -> Path:
 def _check_tokenizer(source: Source) -> None:
     """A single file holds no tokenizer, so it can only be of a model that has CLIP's."""
     with tempfile.TemporaryDirectory() as scratch:
-        written: list[list[bytes]] = []
+        written: list[tuple[object, ...]] = []
         for number, tokenizer in enumerate((source.tokenizer, published_tokenizer(source.config.text_encoder))):
             folder = Path(scratch, str(number))
             tokenizer.save(folder)
-            files = ("vocab.json", "merges.txt", "tokenizer_config.json")
-            written.append([(folder / name).read_bytes() for name in files])
+            # What they say: published vocabularies are sorted by token or by number.
+            vocabulary, settings = (read_json(folder / name) for name in ("vocab.json", "tokenizer_config.json"))
+            written.append((vocabulary, settings, (folder / "merges.txt").read_bytes()))
     if written[0] != written[1]:
         raise InputError(
             f"{source.place} has a tokenizer of its own, which a single file cannot hold",

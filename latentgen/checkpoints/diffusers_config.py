@@ -231,14 +231,19 @@ def write_scheduler(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
-def read_defaults(path: Path, size_px: int, diffusion: DiffusionConfig, content: Content = None) -> GenerationDefaults:
-    """What `model_index.json` says of drawing under `_latentgen`, or `size_px` squared and our usual settings."""
-    file = ConfigFile(path, content)
-    name = file.get("_class_name", "")
+def check_pipeline(path: Path, content: Content = None) -> None:
+    """Raise ModelLoadError if a `model_index.json` is of a pipeline that draws with other networks than ours."""
+    name = ConfigFile(path, content).get("_class_name", "")
     if name not in PIPELINES:
         raise ModelLoadError(
             f"{path}: the model is a {shown(name)}", hint="only Stable Diffusion 1.x and 2.x can be used"
         )
+
+
+def read_defaults(path: Path, size_px: int, diffusion: DiffusionConfig, content: Content = None) -> GenerationDefaults:
+    """What `model_index.json` says of drawing under `_latentgen`, or `size_px` squared and our usual settings."""
+    file = ConfigFile(path, content)
+    check_pipeline(path, content)
     return _drawing_defaults(file, size_px, diffusion)
 
 

@@ -41,7 +41,7 @@ from latentgen.checkpoints.io import (
     without_numbers,
     write_tensors,
 )
-from latentgen.checkpoints.keymap import published_text_encoder, published_vae
+from latentgen.checkpoints.keymap import published
 from latentgen.checkpoints.layout import (
     CONFIG,
     INDEX,
@@ -250,12 +250,10 @@ def build_network(
 
 def read_folder_part(own: Path, part: ModelPart, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """A part's tensors out of its folder, from all shards, under present names. Raises as `read_tensors`."""
-    files = weight_files(own, part)
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(own, part):
         tensors |= read_tensors(file, dtype=dtype)
-    rename = {"vae": published_vae, "text_encoder": published_text_encoder}.get(part)
-    return tensors if rename is None else rename(tensors, files[0])
+    return published(part, tensors)
 
 
 def _load_single_file(path: Path, device: torch.device | str, dtype: torch.dtype) -> ModelBundle:

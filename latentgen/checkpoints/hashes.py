@@ -36,7 +36,7 @@ def sha256(*paths: Path, remembered: bool = False) -> str:
 def hash_folder() -> Path:
     """`$XDG_CACHE_HOME/latentgen/hashes`, or the same under `~/.cache`; removing it costs time only."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "latentgen" / "hashes"
+    return Path(cache or os.path.expanduser("~/.cache")) / "latentgen" / "hashes"
 
 
 def _hash(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from latentgen.checkpoints.compvis_names import text_names, unet_names, vae_names
 from latentgen.checkpoints.diffusers_config import PIPELINES
 from latentgen.checkpoints.header import Header, is_pickle, open_header
+from latentgen.checkpoints.keymap import published_names
 from latentgen.checkpoints.layout import CONFIG, INDEX, read_config, weight_files
 from latentgen.checkpoints.single_layout import (
     CONFIG_KEY,
@@ -246,8 +247,7 @@ def _in_channels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _identify_folder(path: Path) -> Identity:
     if (path / INDEX).exists():
-        pipeline = str(read_json(path / INDEX).get("_class_name", ""))
-        return _identify_model_folder(path) if pipeline in PIPELINES else _foreign_folder(path, pipeline)
+        return foreign_folder(path) or _identify_model_folder(path)
     files = sorted(path.glob("*.safetensors"))
     if len(files) == 1:
         return identify(files[0])
@@ -267,18 +267,21 @@ def _identify_model_folder(path: Path) -> Identity:
         "text_encoder": set(text_names(config.text_encoder)),
     }
     missing: list[str] = []
+    unexpected: list[str] = []
     dtypes: Counter[str] = Counter()
     tensors = parameters = size = 0
     for part in ("unet", "vae", "text_encoder"):
         found: set[str] = set()
         for file in weight_files(path / part, part):
-            header = open_header(file)
+            header = open_header(file, quantised=True)
             found |= {entry.name for entry in header.entries}
             dtypes.update(entry.dtype for entry in header.entries)
             tensors += len(header.entries)
             parameters += sum(math.prod(entry.shape) for entry in header.entries)
             size += file.stat().st_size
+        found = set(published_names(part, found).values())
         missing += [f"{part}/{name}" for name in sorted(expected[part] - found)]
+        unexpected += [f"{part}/{name}" for name in sorted(found - expected[part])]
     return Identity(
         path=path,
         kind="folder",
@@ -292,11 +295,15 @@ def _identify_model_folder(path: Path) -> Identity:
         parameters=parameters,
         bytes=size,
         missing=tuple(missing),
+        unexpected=tuple(unexpected),
     )
 
 
-def _foreign_folder(path: Path, pipeline: str) -> Identity:
-    """Another model's folder, named after its pipeline class."""
+def foreign_folder(path: Path) -> Identity | None:
+    """A model folder that draws with other networks than ours, named after its pipeline class; None if it is none."""
+    pipeline = str(read_json(path / INDEX).get("_class_name", "")) if (path / INDEX).exists() else None
+    if pipeline is None or pipeline in PIPELINES:
+        return None
     families = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "SD3", "Flux": "Flux"}
     known = next((family for start, family in families.items() if pipeline.startswith(start)), None)
     return Identity(path, "folder", "folder", known or pipeline.removesuffix("Pipeline") or "unknown")

@@ -8,7 +8,7 @@ matches is an error, so nothing is ever lost in silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,18 +75,18 @@ OPEN_CLIP_TEXT: Mapping[str, Rule] = {
 }
 """open_clip's text tower (`open_clip/transformer.py`, TextTransformer; the same names without a prefix in CLIP)."""
 
-HUGGING_FACE_TEXT: Mapping[str, Rule] = {
-    "text_model.embeddings.position_ids": DROP,
-    "embeddings.position_ids": DROP,
-    "text_projection.weight": DROP,
-    "logit_scale": DROP,
-}
+HUGGING_FACE_TEXT = frozenset(
+    {
+        "text_model.embeddings.position_ids",
+        "embeddings.position_ids",
+        "text_projection.weight",
+        "logit_scale",
+    }
+)
 """What published CLIPs hold beside the network: counted positions (before transformers 4.31), projection, scale."""
 
-LEGACY_VAE_ATTENTION: Mapping[str, Rule] = {
-    f"{side}.mid_block.attentions.0.{old}.{kind}": to(
-        f"{side}.mid_block.attentions.0.{new}.{kind}", transform=flatten_conv1x1
-    )
+LEGACY_VAE_ATTENTION: Mapping[str, str] = {
+    f"{side}.mid_block.attentions.0.{old}.{kind}": f"{side}.mid_block.attentions.0.{new}.{kind}"
     for side in ("encoder", "decoder")
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
     for kind in ("weight", "bias")
@@ -94,13 +94,10 @@ LEGACY_VAE_ATTENTION: Mapping[str, Rule] = {
 """Names of the VAE's attention before diffusers 0.15, which SD 1.x and `sd-vae-ft-mse` are still published under."""
 
 
-def apply_rules(
-    rules: Mapping[str, Rule], tensors: Mapping[str, Tensor], source: str | Path, *, keep_unknown: bool = False
-) -> dict[str, Tensor]:
+def apply_rules(rules: Mapping[str, Rule], tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
     """Rename, transform, split and drop tensors as the table says.
 
-    `keep_unknown` passes names without a rule through, for tables that only list exceptions. Otherwise they raise
-    ModelLoadError, all of them at once; `source` is for its message.
+    Raises ModelLoadError for names without a rule, all of them at once; `source` is for its message.
     """
     patterns = [(re.compile(re.escape(template).replace(r"\{\}", r"(\d+)")), rule) for template, rule in rules.items()]
     renamed: dict[str, Tensor] = {}
@@ -109,8 +106,6 @@ def apply_rules(
         found = next(((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name))), None)
         if found is None:
             unknown.append(name)
-            if keep_unknown:
-                renamed[name] = tensor
             continue
         match, rule = found
         value = tensor if rule.transform is None else rule.transform(tensor)
@@ -119,7 +114,7 @@ def apply_rules(
         elif rule.targets:
             for target, part in zip(rule.targets, _split(value, len(rule.targets), name, source), strict=True):
                 renamed[target.format(*match.groups())] = part
-    if unknown and not keep_unknown:
+    if unknown:
         shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
         raise ModelLoadError(f"{source}: {len(unknown)} tensors have unknown names ({shown})")
     return renamed
@@ -167,18 +162,25 @@ def text_tower_from_open_clip(tensors: Mapping[str, Tensor], source: str | Path)
     return apply_rules(OPEN_CLIP_TEXT, tower, source)
 
 
-def published_text_encoder(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """A `text_encoder` folder's tensors without the extras; transformers 5 may leave out the `text_model.` prefix.
+def published_names(part: str, names: Iterable[str]) -> dict[str, str]:
+    """The tensors of a published folder's part (unet, vae, text_encoder), and their present names.
 
-    Of a whole CLIP's tensors those of the image tower are left out too.
+    What the network has no use for is left out. Older VAEs name the mid block's attention otherwise. Text encoders hold
+    more than the network, a whole CLIP its image tower, and transformers 5 may leave out the `text_model.` prefix.
     """
-    text = {n: tensor for n, tensor in tensors.items() if not n.startswith(("vision_model.", "visual_projection."))}
-    kept = apply_rules(HUGGING_FACE_TEXT, text, source, keep_unknown=True)
-    if any(name.startswith("text_model.") for name in kept):
-        return kept
-    return {f"text_model.{name}": tensor for name, tensor in kept.items()}
+    if part == "vae":
+        return {name: LEGACY_VAE_ATTENTION.get(name, name) for name in names}
+    if part != "text_encoder":
+        return {name: name for name in names}
+    others = ("vision_model.", "visual_projection.")
+    kept = [name for name in names if name not in HUGGING_FACE_TEXT and not name.startswith(others)]
+    prefix = "" if any(name.startswith("text_model.") for name in kept) else "text_model."
+    return {name: f"{prefix}{name}" for name in kept}
 
 
-def published_vae(tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """A `vae` folder's tensors with the mid block's attention in its present names."""
-    return apply_rules(LEGACY_VAE_ATTENTION, tensors, source, keep_unknown=True)
+def published(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of the tensors themselves; older VAEs' attention is of 1x1 convolutions, and becomes linear layers."""
+    return {
+        name: flatten_conv1x1(tensors[theirs]) if theirs in LEGACY_VAE_ATTENTION else tensors[theirs]
+        for theirs, name in published_names(part, tensors).items()
+    }

@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Final, Literal
 
 from latentgen.checkpoints.diffusers_config import (
+    check_pipeline,
     read_defaults,
     read_run_defaults,
     read_scheduler,
@@ -74,6 +75,7 @@ def read_config(path: Path) -> ModelConfig:
         if trained:
             hint = "`latentgen export` makes one of a trained U-Net, a VAE and a text encoder"
         raise ModelLoadError(f"{folder} is not a model folder: it has no {INDEX}", hint=hint)
+    check_pipeline(folder / INDEX)
     unet = read_unet(folder / "unet" / CONFIG)
     vae = read_vae(folder / "vae" / CONFIG)
     diffusion = read_scheduler(folder / SCHEDULER)

@@ -17,7 +17,7 @@ from torch import Tensor
 from latentgen.checkpoints.compvis_names import unet_names, vae_names
 from latentgen.checkpoints.header import open_header
 from latentgen.checkpoints.io import list_names, read_tensors, write_tensors
-from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, apply_rules, flatten_conv1x1, published_vae, reverse_rules
+from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, apply_rules, flatten_conv1x1, published, reverse_rules
 from latentgen.checkpoints.single_layout import (
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
@@ -73,7 +73,7 @@ def read_vae_file(path: Path, *, dtype: torch.dtype | None = None) -> tuple[VAEC
     header = open_header(path)
     config, names = find_vae(header, path)
     if all(ours == theirs for ours, theirs in names.items()):
-        return config, published_vae(read_tensors(path, dtype=dtype), path)
+        return config, published("vae", read_tensors(path, dtype=dtype))
     is_whole = any(entry.name.startswith(UNET_PREFIX) for entry in header.entries)
     taken = set(names.values())
     wanted = {e.name for e in header.entries if e.name in taken or not (is_whole or is_ignored(e.name))}

@@ -56,9 +56,9 @@ def load_autoencoder(
     path = resolve_model(model)
     import torch
 
-    from latentgen.checkpoints.folder import load_model, load_vae
+    from latentgen.checkpoints.folder import load_vae
     from latentgen.checkpoints.hashes import sha256
-    from latentgen.checkpoints.layout import find_weights, part_folder
+    from latentgen.checkpoints.layout import part_folder, weight_files
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.kernels.vae import speed_up_vae
     from latentgen.pipeline import choose_device, choose_dtype
@@ -67,13 +67,10 @@ def load_autoencoder(
         torch.set_num_threads(threads)
     chosen = choose_device(device)
     precision = choose_dtype(dtype, chosen, fast=False)
-    if path.is_dir():
-        vae = load_vae(path, device=chosen, dtype=precision)
-        weights = find_weights(part_folder(path, "vae"), "vae")
-    else:
-        vae, weights = load_model(path, device=chosen, dtype=precision).vae, path
+    vae = load_vae(path, device=chosen, dtype=precision)
+    weights = weight_files(part_folder(path, "vae"), "vae") if path.is_dir() else (path,)
     speed_up_vae(vae)
-    return Autoencoder(vae, LatentSpace.from_config(vae.config), path.resolve().name, sha256(weights)[:10], tiling)
+    return Autoencoder(vae, LatentSpace.from_config(vae.config), path.resolve().name, sha256(*weights)[:10], tiling)
 
 
 @contextmanager

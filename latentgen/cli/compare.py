@@ -85,7 +85,7 @@ def compare(
         sizes = tuple(f"{each.shape[1]}x{each.shape[0]}" for each in (a, b))
         _say(console, name, width, likeness, sizes, settings)
         found.append(likeness)
-        if likeness is not None:
+        if likeness is not None and sheet is not None:
             rows.append((a, b))
     if sheet is not None:
         _write_sheet(sheet, rows, overwrite=overwrite)

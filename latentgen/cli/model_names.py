@@ -45,7 +45,7 @@ class InstalledModel:
 def models_folder() -> Path:
     """Where a user may put models under names of their own: `$XDG_DATA_HOME/latentgen/models`."""
     home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "latentgen" / "models"
+    return Path(home or os.path.expanduser("~/.local/share")) / "latentgen" / "models"
 
 
 def own_models() -> dict[str, Path]:
@@ -193,6 +193,7 @@ def _is_stable_diffusion(index: Path) -> bool:
 
 
 def _look_at(name: str, path: Path, home: Home) -> InstalledModel:
+    from latentgen.checkpoints.header import QUANTISED_BYTES
     from latentgen.checkpoints.identify import identify
 
     try:
@@ -206,6 +207,10 @@ def _look_at(name: str, path: Path, home: Home) -> InstalledModel:
         problem = f"it is {identity.title}, which latentgen does not run"
     elif identity.missing:
         problem = f"{len(identity.missing)} tensors are missing, for instance {identity.missing[0]}"
+    elif identity.unexpected:
+        problem = f"{len(identity.unexpected)} tensors are unknown, for instance {identity.unexpected[0]}"
+    elif quantised := sorted(set(identity.dtypes) & set(QUANTISED_BYTES)):
+        problem = f"its weights are {', '.join(quantised)}, which latentgen does not read"
     marks = ["inpainting"] if identity.is_inpainting else []
     marks += ["v-prediction"] if identity.prediction_type == "v_prediction" else []
     words = ", ".join([identity.architecture or "unknown", *marks])

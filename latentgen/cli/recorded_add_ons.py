@@ -36,12 +36,15 @@ class RecordedAddOns:
         nothing.
         """
         request, files = recorded.request, LoRAFiles.find(loras)
-        check_used("--lora", files.given, [use.name for use in request.loras])
+        # The file that a picture was drawn with is that under any name.
+        same = {file.use.fingerprint: file for file in files.given.values()}
+        recognised = {file.use.name for use in request.loras if (file := same.get(use.fingerprint)) is not None}
+        check_used("--lora", files.given, [*recognised, *(use.name for use in request.loras)])
         given = {file.use.name: file for file in map(look_at_embedding, embeddings)}
         check_used("--embedding", given, [use.name for use in request.embeddings])
         found: list[Path] = []
         for use in request.loras:
-            file = files.named(use.name)
+            file = same.get(use.fingerprint) or files.named(use.name)
             _check_same("--lora", use.name, use.fingerprint, file.use.fingerprint)
             found.append(file.path)
         for use in request.embeddings:

@@ -24,8 +24,13 @@ def model_summary(path: Path) -> Summary:
     """A model folder or a single file: its numbers, its defaults, its weights. Raises ModelLoadError if it is none."""
     if path.is_file():
         return weights_summary(path)
+    from latentgen.checkpoints.identify import SUPPORTED, foreign_folder
     from latentgen.checkpoints.layout import read_config
 
+    foreign = foreign_folder(path)
+    if foreign is not None:
+        note = f"latentgen does not run {foreign.architecture}; it draws with {', '.join(sorted(SUPPORTED))}"
+        return {"model": model_title(path), "what": foreign.title, "architecture": foreign.architecture, "note": note}
     config = read_config(path)
     unet, vae, text, defaults = config.unet, config.vae, config.text_encoder, config.defaults
     summary: Summary = {

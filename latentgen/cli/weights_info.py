@@ -211,7 +211,7 @@ def _textual_inversion(header: Header, path: Path) -> Summary:
     """The word for a prompt, and how many vectors stand for it; A1111's files are named after their word."""
     entry = header.entries[0]
     token = path.stem if entry.name in ("emb_params", "clip_l", "clip_g") else entry.name
-    vectors, width = (1, entry.shape[0]) if len(entry.shape) == 1 else (entry.shape[0], entry.shape[-1])
+    vectors, *_, width = entry.shape if len(entry.shape) > 1 else (1, math.prod(entry.shape))
     return {"token": token, "vectors": vectors, "width": width}
 
 

@@ -70,7 +70,7 @@ PACKAGES = (FLUENT, NOTO)
 def default_artwork_folder() -> Path:
     """`$XDG_CACHE_HOME/latentgen/artwork`, or the same under `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "latentgen" / "artwork"
+    return Path(cache or os.path.expanduser("~/.cache")) / "latentgen" / "artwork"
 
 
 def fluent_file(noun: Noun) -> str:

@@ -41,9 +41,12 @@ def build(target: Path = LIBRARY) -> str | None:
         return reason
     compiler = shlex.split(os.environ.get("CXX", ""))
     if not compiler:
-        compiler = [each for name in ("c++", "g++", "clang++") if (each := shutil.which(name))][:1]
+        found = [each for name in ("c++", "g++") if (each := shutil.which(name))]
+        compiler = sorted(found, key=lambda each: _is_clang([each]))[:1]
     if not compiler:
         return "there is no C++ compiler (on Debian: apt install g++)"
+    if _is_clang(compiler):
+        return f"{compiler[0]} is clang, whose OpenMP is not torch's (on Debian: apt install g++; CXX=g++)"
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
         linked = target.with_suffix(f".{os.getpid()}.tmp")
@@ -62,6 +65,15 @@ def build(target: Path = LIBRARY) -> str | None:
                 return f"{Path(compiler[0]).name} failed: {message}"
         linked.replace(target)
     return None
+
+
+def _is_clang(compiler: list[str]) -> bool:
+    """clang calls the functions of an OpenMP of its own; what such a library misses shows only when it is loaded."""
+    try:
+        said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return False  # what cannot be run is told of when it is to compile
+    return "clang" in said.stdout
 
 
 if __name__ == "__main__":

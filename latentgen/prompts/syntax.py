@@ -157,7 +157,7 @@ def _weigh(text: str) -> list[tuple[str | None, float]]:
     for start in opened["["]:
         multiply(start, 1 / EMPHASIS)
     for words, weight in zip(pieces, weights, strict=True):
-        if abs(weight) > MAX_WEIGHT:
+        if not abs(weight) <= MAX_WEIGHT:  # 0 times infinity is no number
             raise InputError(f"the prompt gives {words!r} the weight {weight:g}", hint=f"at most {MAX_WEIGHT:g}")
     return list(zip(pieces, weights, strict=True))
 

@@ -82,5 +82,5 @@ def find_clip(folder: Path | None) -> Path | None:
 
 def hub_folder() -> Path:
     """Where torch.hub keeps what it downloaded (`torch.hub.get_dir`, told here without torch)."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")).expanduser() / "hub" / "checkpoints"

@@ -124,6 +124,17 @@ def test_a_folder_of_pickles(cli: Cli, tiny_model: Path) -> None:
     assert_same_model(Path("new"), tiny_model)
 
 
+def test_the_order_of_a_vocabulary_says_nothing(cli: Cli, tiny_model: Path) -> None:
+    """Published ones are sorted by number, or by token."""
+    shutil.copytree(tiny_model, "sorted")
+    vocabulary = Path("sorted", "tokenizer", "vocab.json")
+    words = json.loads(vocabulary.read_text(encoding="utf-8"))
+    assert list(words) != sorted(words)
+    vocabulary.write_text(json.dumps(words, sort_keys=True), encoding="utf-8")
+    outcome = cli("convert", "sorted", "one.safetensors")
+    assert outcome.code == 0, outcome.err
+
+
 def test_a_model_with_its_own_tokenizer_makes_no_file(cli: Cli, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, "own")
     added = {"added_tokens_decoder": {"0": {"content": "!"}}}

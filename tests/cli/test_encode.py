@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from latentgen.checkpoints import single_layout
 from latentgen.checkpoints.folder import load_vae
 from latentgen.checkpoints.io import write_tensors
 from latentgen.images.files import read_picture
 from latentgen.images.similarity import psnr_db, ssim
 from tests.cli.conftest import Cli, snapshot
+from tests.tiny import TINY_VAE
 
 
 def a_photo(path: Path, width: int = 64, height: int = 48) -> torch.Tensor:
@@ -42,6 +45,18 @@ def test_decoding_gives_the_picture_that_reconstruct_gives(cli: Cli, tiny_model:
     a_photo(tmp_path / "a.png")
     assert cli("encode", "a.png", "-o", "a.safetensors", "-m", tiny_model).code == 0
     assert cli("decode", "a.safetensors", "-o", "b.png", "-m", tiny_model).out == "b.png\n"
+    assert cli("reconstruct", "a.png", "-o", "c.png", "-m", tiny_model).code == 0
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+def test_a_vae_of_its_own_is_a_model_too(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that holds the autoencoder alone, as fine-tuned ones are published; here it is of the tiny shape."""
+    monkeypatch.setattr(single_layout, "SD_VAE", TINY_VAE)
+    a_photo(tmp_path / "a.png")
+    shutil.copy(tiny_model / "vae" / "diffusion_pytorch_model.safetensors", "vae.safetensors")
+    assert cli("reconstruct", "a.png", "-o", "b.png", "-m", "vae.safetensors").code == 0
     assert cli("reconstruct", "a.png", "-o", "c.png", "-m", tiny_model).code == 0
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latentgen.checkpoints.compvis_names import text_names, unet_names, vae_names
 from latentgen.checkpoints.hub import HubName, fetch, plan_pull
 from latentgen.checkpoints.single_layout import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, written_metadata
-from latentgen.cli.model_names import installed_models, models_folder, resolve_model
+from latentgen.cli.model_names import installed_models, models_folder, own_models, resolve_model
 from tests.cli.conftest import Cli, snapshot
 from tests.fake_hub import FakeHub, fake_hub
 from tests.tiny import TINY_MODEL
@@ -88,12 +89,18 @@ def test_what_cannot_be_used_says_why(cli: Cli, hub: FakeHub, tiny_model: Path) 
     (put(tiny_model, "torn") / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
     save_file({"lora_unet_a.lora_down.weight": torch.zeros(4, 8)}, models_folder() / "lora.safetensors")
     save_single_file(models_folder() / "less.safetensors", lacks=f"{UNET_PREFIX}time_embed.0.bias")
+    eighths = put(tiny_model, "eighths") / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: each.to(torch.float8_e4m3fn) for name, each in load_file(eighths).items()}, eighths)
+    more = put(tiny_model, "more") / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(more), "extra": torch.zeros(1)}, more)
     outcome = cli("models", "list")
     assert outcome.code == 0
     problems = {line.split(":")[0]: line for line in outcome.out.splitlines() if line.startswith("! ")}
     assert "is not a whole safetensors file" in problems["! torn"]
     assert "it is a LoRA, not a whole model" in problems["! lora"]
     assert f"1 tensors are missing, for instance {UNET_PREFIX}time_embed.0.bias" in problems["! less"]
+    assert "its weights are F8_E4M3, which latentgen does not read" in problems["! eighths"]
+    assert "1 tensors are unknown, for instance unet/extra" in problems["! more"]
     assert "vae" in problems["! owner/tiny"]
     assert set(installed_models()) <= {"embedded"}
 
@@ -112,6 +119,24 @@ def test_a_name_draws_nothing_on_the_terminal(cli: Cli, tiny_model: Path) -> Non
     put(tiny_model, "a\x1b[2Jb")
     assert "a\\x1b[2Jb" in cli("models", "list").out
     assert "\x1b" not in cli("models", "list").out
+
+
+@pytest.mark.parametrize(("pipeline", "family"), [("StableDiffusionXLPipeline", "SDXL"), ("FluxPipeline", "Flux")])
+def test_another_models_folder_is_named(pipeline: str, family: str, cli: Cli) -> None:
+    Path("other").mkdir()
+    Path("other/model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    summary = json.loads(cli("info", "other", "--json").out)
+    assert (summary["architecture"], "latentgen does not run" in summary["note"]) == (family, True)
+    refused = cli("generate", "a cat", "-m", "other")
+    assert (refused.code, refused.err.count("\n")) == (3, 1)
+    assert f"the model is a '{pipeline}'" in refused.err
+
+
+def test_a_user_without_a_home_has_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert list(own_models()) == ["embedded"]
 
 
 def test_a_model_is_inspected(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_it_is_redrawn_to_the_bit(cli: Cli, tiny_model: Path, picture: Path) -> 
     assert (outcome.code, outcome.err) == (0, "a.png: bit-identical\n")
 
 
+def test_a_lora_is_itself_under_any_name(cli: Cli, tiny_model: Path, picture: Path) -> None:
+    Path("pen.safetensors").rename("quill.safetensors")
+    outcome = cli("replay", picture, "--verify", "-m", tiny_model, "--lora", "quill.safetensors", *ALL[2:])
+    assert (outcome.code, outcome.err) == (0, "a.png: bit-identical\n")
+
+
 def test_a1111_is_told_of_it(picture: Path) -> None:
     parameters = read_picture_text(picture)[2].parameters
     assert parameters is not None

@@ -112,9 +112,7 @@ def test_a_vae_is_trained_further_and_resumed(cli: Cli, pictures: Path, tiny_mod
     assert resumed.code == 0, resumed.err
     assert "step 2/2" in resumed.err
     assert "step 1/2" not in resumed.err
-    assert_fails(
-        cli(*common, *sizes, "--max-steps", "3", "--resume", "auto", "--lr", "0.1"), "lr: 1e-05 then, 0.1 now"
-    )
+    assert_fails(cli(*common, *sizes, "--max-steps", "3", "--resume", "auto", "--lr", "0.1"), "lr: 1e-05 then, 0.1 now")
     assert_refused(
         cli(*common, *sizes, "--max-steps", "1", "--resume", "latest", "--out", "other"), "no run to resume", code=3
     )

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latentgen.checkpoints.compvis_names import unet_names, vae_names
+from latentgen.checkpoints.folder import load_model
 from latentgen.checkpoints.identify import identify
 from latentgen.checkpoints.keymap import OPEN_CLIP_TEXT, reverse_rules
 from latentgen.checkpoints.layout import read_config
@@ -274,6 +275,25 @@ def test_a_model_folder_and_folders_of_parts(tmp_path: Path) -> None:
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     found = identify(tmp_path / "model")
     assert (found.kind, found.architecture, found.is_supported) == ("folder", "SDXL", False)
+
+
+def test_a_folder_under_published_names_is_whole(tmp_path: Path) -> None:
+    """The VAE's attention as SD 1.x still has it, a text encoder as transformers 5 writes it, and what is too much."""
+    save_tiny_model(tmp_path / "model")
+    vae = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    older = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
+    tensors = load_file(vae)
+    for new, old in older:
+        tensors = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): each for name, each in tensors.items()}
+    save_file(tensors, vae)
+    text = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    tensors = {name.removeprefix("text_model."): each for name, each in load_file(text).items()}
+    save_file({**tensors, "logit_scale": torch.zeros(1)}, text)
+    found = identify(tmp_path / "model")
+    assert (found.missing, found.unexpected) == ((), ())
+    load_model(tmp_path / "model")
+    save_file({**tensors, "extra": torch.zeros(1)}, text)
+    assert identify(tmp_path / "model").unexpected == ("text_encoder/text_model.extra",)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

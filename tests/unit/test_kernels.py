@@ -34,7 +34,7 @@ from latentgen.pipeline.network import Network
 from tests.tiny import TINY_UNET, randomize
 from tests.tiny_bundle import tiny_bundle
 
-COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 runs_here = pytest.mark.skipif(
     bool(reason := library.why_unavailable()) and "not compiled" not in str(reason),
     reason=f"no kernels on this machine: {reason}",
@@ -84,7 +84,10 @@ def test_why_they_cannot_be_compiled_is_one_line(tmp_path: Path, monkeypatch: py
     broken.write_text("#!/bin/sh\necho 'no such instruction' >&2\necho 'and more' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("CXX", "c++")
     assert kernels_build.build(tmp_path / "kernels.so") == "c++ failed: no such instruction"
+    broken.write_text("#!/bin/sh\necho 'Debian clang version 14.0.6'\n")
+    assert "c++ is clang, whose OpenMP is not torch's" in str(kernels_build.build(tmp_path / "kernels.so"))
     assert not (tmp_path / "kernels.so").exists()
 
 
