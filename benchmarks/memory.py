@@ -91,6 +91,7 @@ def compare(folder: Path, scratch: Path, size: int, steps: int, dtype: str) -> N
     show_peak("importing torch", "-c", "import os, torch; os._exit(0)")  # an orderly end touches more of it
     ours = ["-m", "latentgen", "generate", PROMPT, "--model", str(folder), "--size", f"{size}x{size}", "--seed", "1"]
     ours += ["--steps", str(steps), "--sampler", "euler", "--guidance", "7.5", "--device", "cpu", "--dtype", dtype]
+    ours += ["--guidance-interval", "0,1"]
     show_peak("latentgen", *ours, "--output", str(scratch / "ours.png"))
     show_peak("... --low-memory", *ours, "--low-memory", "--output", str(scratch / "low.png"))
     if find_spec("diffusers") is None:

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from latentgen.user_folders import cache_home
+
 REMEMBERED_FROM_BYTES: Final = 1 << 20
 """Smaller files are hashed in the time that looking them up would take."""
 SETTLED_NS: Final = 2_000_000_000
@@ -35,8 +37,7 @@ def sha256(*paths: Path, remembered: bool = False) -> str:
 
 def hash_folder() -> Path:
     """`$XDG_CACHE_HOME/latentgen/hashes`, or the same under `~/.cache`; removing it costs time only."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or os.path.expanduser("~/.cache")) / "latentgen" / "hashes"
+    return cache_home() / "latentgen" / "hashes"
 
 
 def _hash(path: Path) -> bytes:
@@ -49,10 +50,7 @@ def _remembered(path: Path) -> bytes:
     before = _stamp(path)
     if before["size"] < REMEMBERED_FROM_BYTES:
         return _hash(path)
-    try:
-        note = hash_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    except RuntimeError:  # the user has no home
-        return _hash(path)
+    note = hash_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     known = _read(note, before)
     if known is not None:
         return known

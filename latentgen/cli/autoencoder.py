@@ -52,13 +52,14 @@ class Autoencoder:
 def load_autoencoder(
     model: str | None, *, device: str, dtype: str, threads: int | None, tiling: Literal["auto", "on", "off"]
 ) -> Autoencoder:
-    """The VAE of a model, in float32 on a CPU unless told otherwise. Raises as `load_model` does."""
+    """The VAE of a model, in float32 on a CPU unless told otherwise. Raises as `load_vae` does."""
     path = resolve_model(model)
     import torch
 
     from latentgen.checkpoints.folder import load_vae
     from latentgen.checkpoints.hashes import sha256
-    from latentgen.checkpoints.layout import part_folder, weight_files
+    from latentgen.checkpoints.identify import identify
+    from latentgen.checkpoints.layout import part_folder, read_config, weight_files
     from latentgen.diffusion.latents import LatentSpace
     from latentgen.kernels.vae import speed_up_vae
     from latentgen.pipeline import choose_device, choose_dtype
@@ -67,6 +68,8 @@ def load_autoencoder(
         torch.set_num_threads(threads)
     chosen = choose_device(device)
     precision = choose_dtype(dtype, chosen, fast=False)
+    if path.is_file() and identify(path).kind == "model":
+        read_config(path)  # raises for models of others, whose VAE may have the same shape
     vae = load_vae(path, device=chosen, dtype=precision)
     weights = weight_files(part_folder(path, "vae"), "vae") if path.is_dir() else (path,)
     speed_up_vae(vae)

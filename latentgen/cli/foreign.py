@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ _NAMES = {
     "schedule": "schedule",
     "eta": "eta",
     "guidance_rescale": "guidance rescale",
-    "guidance_from": "guidance from",
+    "unguided": "unguided",
     "clip_skip": "clip skip",
     "hires_scale": "hires scale",
     "hires_strength": "hires strength",
@@ -93,8 +94,7 @@ def foreign_flags(foreign: ForeignMetadata, config: ModelConfig) -> tuple[str, F
         **_plain(foreign.settings),
         **_walk(foreign.settings, remarks),
         **_sides(foreign.settings, config.size_multiple_px, remarks),
-        # Not the model's: where nothing is said every step was guided
-        "guidance_interval": (foreign.settings.guidance_from or 0.0, 1.0),
+        **_guided(foreign.settings, config),
         "prompt": plain_embeddings(foreign.prompt),
         "negative_prompt": plain_embeddings(foreign.negative_prompt),
         "seed": 0,
@@ -120,6 +120,15 @@ def foreign_flags(foreign: ForeignMetadata, config: ModelConfig) -> tuple[str, F
 def _plain(settings: ForeignSettings) -> dict[str, Any]:
     names = ("steps", "guidance", "guidance_rescale", "clip_skip", "rng")
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def _guided(settings: ForeignSettings, config: ModelConfig) -> dict[str, Any]:
+    """Where guidance acted: throughout if nothing is said of it, whatever the model's own interval is."""
+    if settings.unguided is None:
+        return {"guidance_interval": (0.0, 1.0)}
+    steps = config.defaults.steps if settings.steps is None else settings.steps
+    first = math.floor(settings.unguided * steps) + 1
+    return {"guidance_interval": (first / steps, 1.0)} if first < steps else {"guidance": 1.0}
 
 
 def _walk(settings: ForeignSettings, remarks: list[str]) -> dict[str, Any]:

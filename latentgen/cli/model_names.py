@@ -14,6 +14,7 @@ from typing import Literal
 
 from latentgen import embedded_model_path
 from latentgen.errors import LatentgenError, ModelLoadError, ModelNotFoundError
+from latentgen.user_folders import data_home
 
 EMBEDDED, EMBEDDED_TITLE = "embedded", "the embedded model"
 SAFETENSORS = ".safetensors"
@@ -44,8 +45,7 @@ class InstalledModel:
 
 def models_folder() -> Path:
     """Where a user may put models under names of their own: `$XDG_DATA_HOME/latentgen/models`."""
-    home = os.environ.get("XDG_DATA_HOME")
-    return Path(home or os.path.expanduser("~/.local/share")) / "latentgen" / "models"
+    return data_home() / "latentgen" / "models"
 
 
 def own_models() -> dict[str, Path]:

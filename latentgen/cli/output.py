@@ -137,11 +137,13 @@ class PictureFiles:
         """The largest {n} among the files that this template could have named."""
         if _kind(self.folder) is None:
             return 0
-        # Behind a word without a mark between them the number has all of the digits, so that it is never too small.
-        fields = {None: "", "n": r"(\d+)", "date": r".*?\d{4}-\d\d-\d\d.*?"}
+        fields = {None: "", "date": r".*?\d{4}-\d\d-\d\d.*?", "seed": r"\d+?"}
         pattern = ""
-        for literal, field, _, _ in string.Formatter().parse(self._template):
-            pattern += re.escape(literal) + fields.get(field, ".*?")
+        for literal, field, spec, _ in string.Formatter().parse(self._template):
+            # Right behind other digits the number has as many as it is filled up to.
+            width = re.fullmatch("0([1-9])d?", spec or "") if pattern and not literal else None
+            own = r"(\d+)" if width is None else rf"(\d{{{width[1]}}})"
+            pattern += re.escape(literal) + (own if field == "n" else fields.get(field, ".*?"))
         matches = (re.fullmatch(pattern, name) for name in os.listdir(self.folder))
         return max((int(match[1]) for match in matches if match), default=0)
 

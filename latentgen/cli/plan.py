@@ -67,6 +67,8 @@ class Entry:
     flags: Flags
     where: str = ""
     """File and line for messages; empty for the command line."""
+    said: frozenset[str] = frozenset()
+    """Of the flags, what this line of a prompt file or this place of a sweep says."""
 
 
 def plan_requests(
@@ -90,8 +92,8 @@ def plan_requests(
     requests: list[GenerationRequest] = []
     for entry in entries:
         try:
-            flags = entry.flags if recorded is None else _with_own_walk(entry.flags, recorded)
-            requests.extend(_requests(replace(entry, flags=flags), config, wildcards, init_files))
+            entry = entry if recorded is None else _with_own_walk(entry, recorded)
+            requests.extend(_requests(entry, config, wildcards, init_files))
         except RequestError as error:
             message = f"{entry.where}: {error.message}" if entry.where else _as_flag(error)
             raise InputError(message, hint=error.hint) from None
@@ -164,15 +166,16 @@ def _seed_note(entries: Sequence[Entry]) -> str | None:
     return f"seed {seed}: its low 32 bits, {low_bits(seed)}, {what}{more}"
 
 
-def _with_own_walk(flags: Flags, recorded: Flags) -> Flags:
+def _with_own_walk(entry: Entry, recorded: Flags) -> Entry:
+    flags = entry.flags
     if flags.sampler is None or recorded.sampler is None:
-        return flags
+        return entry
     (name, carried), (name_there, _) = resolve_sampler(flags.sampler), resolve_sampler(recorded.sampler)
-    if carried is not None and flags.schedule == recorded.schedule:
+    if carried is not None and recorded.schedule is not None and "schedule" not in entry.said:
         flags = replace(flags, schedule=None)
-    if name != name_there and flags.eta == recorded.eta:
+    if name != name_there and recorded.eta is not None and "eta" not in entry.said:
         flags = replace(flags, eta=None)
-    return flags
+    return replace(entry, flags=flags)
 
 
 def _check_eta(flags: Flags, sampler: str) -> None:

@@ -77,7 +77,8 @@ def _entry(line: str, where: str, flags: Flags) -> Entry:
         raise InputError(f'{where}: expected an object with a "prompt"', hint='{"prompt": "a red boat", "seed": 1}')
     prompt = row.pop("prompt")
     try:
-        return Entry(prompt, replace(flags, **_values(row)), where)
+        values = _values(row)
+        return Entry(prompt, replace(flags, **values), where, frozenset(values))
     except InputError as error:
         raise InputError(f"{where}: {error.message}", hint=error.hint) from None
 

@@ -126,7 +126,8 @@ def _entry(axes: Sequence[Axis], place: tuple[int, ...], entries: Sequence[Entry
     changes: dict[str, Any] = {"count": 1, "seed": seeds[k] + at.get("count", 0)}
     for axis, value in zip(axes, place, strict=True):
         changes |= axis.values[value].changes
-    return replace(entries[k], flags=replace(entries[k].flags, **changes))
+    entry = entries[k]
+    return replace(entry, flags=replace(entry.flags, **changes), said=entry.said | changes.keys())
 
 
 def _seeds(entries: Sequence[Entry], count: int, earlier: int | None) -> list[int]:

@@ -36,7 +36,7 @@ TextWidth = Annotated[
 TextHeads = Annotated[int | None, typer.Option("--text-heads", min=1, help="Attention heads of the text tower.")]
 
 
-@run_command(batch_size=128, lr=1e-3, init_lr=1e-5, warmup=50, weight_decay=0.05, ema_decay=0.99, log_every=20)
+@run_command(batch_size=128, lr=1e-3, warmup=50, weight_decay=0.05, ema_decay=0.99, log_every=20)
 def train_clip(
     run: RunOptions,
     *,

@@ -28,6 +28,7 @@ from latentgen.corpus.scene import Noun
 from latentgen.corpus.vocabulary import all_nouns
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
 from latentgen.jsonfile import read_json
+from latentgen.user_folders import cache_home
 
 FETCH_HINT = "fetch it with: latentgen data fetch-assets"
 MANIFEST = "artwork.json"
@@ -69,8 +70,7 @@ PACKAGES = (FLUENT, NOTO)
 
 def default_artwork_folder() -> Path:
     """`$XDG_CACHE_HOME/latentgen/artwork`, or the same under `~/.cache`."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or os.path.expanduser("~/.cache")) / "latentgen" / "artwork"
+    return cache_home() / "latentgen" / "artwork"
 
 
 def fluent_file(noun: Noun) -> str:

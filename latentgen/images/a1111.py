@@ -198,7 +198,7 @@ def interpret(parameters: A1111Parameters) -> ForeignMetadata | None:
             height_px=height_px,
             eta=as_number(fields.get("Eta DDIM") or (fields.get("Eta") if sampler == "DDIM" else None)),
             guidance_rescale=as_number(next((fields[key] for key in _RESCALES if key in fields), None)),
-            guidance_from=as_share(fields.get(_UNGUIDED)),
+            unguided=as_share(fields.get(_UNGUIDED)),
             clip_skip=as_whole(fields.get("Clip skip")),
             hires_scale=hires_scale,
             hires_strength=strength if hires_scale is not None else None,

@@ -41,8 +41,8 @@ class ForeignSettings:
     height_px: int | None = None
     eta: float | None = None
     guidance_rescale: float | None = None
-    guidance_from: float | None = None
-    """The share of the steps that is not guided, at their beginning."""
+    unguided: float | None = None
+    """The share of the steps, 0 to 1, up to and with which a step is not guided: the first always, if it is said."""
     clip_skip: int | None = None
     hires_scale: float | None = None
     """Of a second pass at a larger size; None is no such pass."""

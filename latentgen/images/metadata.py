@@ -137,7 +137,7 @@ class PictureMetadata:
             "Hires upscale": None if hires is None else _number(hires.scale),
             "Hires upscaler": None if hires is None else "Lanczos",
             "Eta": _number(request.eta) if request.eta else None,
-            "Skip Early CFG": _number(request.guidance_interval[0]) if _guides_to_the_end(request) else None,
+            "Skip Early CFG": _unguided(request),
             "CFG Rescale phi": _number(request.guidance_rescale) if request.guidance_rescale else None,
             "Lora hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.loras) or None,
             "TI hashes": ", ".join(f"{each.name}: {each.fingerprint}" for each in request.embeddings) or None,
@@ -156,10 +156,11 @@ class PictureMetadata:
         )
 
 
-def _guides_to_the_end(request: GenerationRequest) -> bool:
-    """But not from the beginning: of intervals only these have a name there."""
+def _unguided(request: GenerationRequest) -> str | None:
+    """The share of the steps up to and with which A1111 is not to guide; only an interval to the end has that name."""
     start, end = request.guidance_interval
-    return start > 0 and end == 1
+    first = sum(step / request.steps < start for step in range(request.steps))  # as `guided_sigmas` counts
+    return _number((first - 0.5) / request.steps) if 0 < first < request.steps and end == 1 else None
 
 
 def _vae_from_json(value: object) -> VAEUse:

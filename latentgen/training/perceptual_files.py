@@ -11,6 +11,7 @@ from typing import Literal
 from latentgen.checkpoints.layout import CONFIG, part_folder
 from latentgen.errors import InputError, ModelNotFoundError
 from latentgen.jsonfile import read_json
+from latentgen.user_folders import cache_home
 
 PerceptualKind = Literal["lpips", "clip", "none"]
 
@@ -82,5 +83,6 @@ def find_clip(folder: Path | None) -> Path | None:
 
 def hub_folder() -> Path:
     """Where torch.hub keeps what it downloaded (`torch.hub.get_dir`, told here without torch)."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")).expanduser() / "hub" / "checkpoints"
+    torch_home = os.environ.get("TORCH_HOME")
+    home = cache_home() / "torch" if not torch_home else Path(os.path.expanduser(torch_home))
+    return home / "hub" / "checkpoints"

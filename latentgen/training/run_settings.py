@@ -34,7 +34,7 @@ Differences = Mapping[str, tuple[Any, Any]]
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Begin a run's config.json. Raises RuntimeFailure if the disk refuses."""
+    """Write a run's config.json, as a whole. Raises RuntimeFailure if the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, as_read_back(settings))

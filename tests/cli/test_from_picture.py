@@ -85,6 +85,9 @@ def test_every_sampler_has_its_own_walk(cli: Cli, tiny_model: Path) -> None:
     for how in (("--sweep", f"sampler={','.join(names)}"), ("--prompts", "list.jsonl")):
         found = planned(cli, "--from", "a.png", "-m", tiny_model, *how)
         assert [(each["sampler"], each["schedule"], each["eta"]) for each in found] == walks
+    Path("both.jsonl").write_text(json.dumps({"prompt": "a", "sampler": names[0], "schedule": "leading"}))
+    for said in (("--sweep", f"sampler={names[0]}", "--sweep", "schedule=leading"), ("--prompts", "both.jsonl")):
+        assert "contradict each other" in cli("generate", "--from", "a.png", "-m", tiny_model, *said).err
     said = ("--sampler", names[0], "--schedule", "leading")
     assert "contradict each other" in cli("generate", "--from", "a.png", "-m", tiny_model, *said).err
     said = ("--sampler", "euler", "--eta", "0.5")
@@ -208,11 +211,20 @@ def test_another_tools_picture_was_guided_throughout(cli: Cli, tiny_model: Path)
     write_foreign("a cat\nSteps: 1, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU")
     (theirs,) = planned(cli, "--from", "found.png", "-m", "model")
     assert (theirs["guidance"], "guidance_interval" in theirs) == (4, False)
-    write_foreign("a cat\nSteps: 9, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU, Skip Early CFG: 0.4")
-    (later,) = planned(cli, "--from", "found.png", "-m", "model")
-    assert later["guidance_interval"] == [0.4, 1]
-    assert cli("generate", "a cat", "-m", "model", "-s", "3", "--steps", "1", "-o", "own.png").code == 0
-    assert ", Skip Early CFG: 0.25, " in (read_picture_text(Path("own.png"))[2].parameters or "")
+    for share, interval in (("0.4", [0.5, 1]), ("0.45", [0.5, 1])):  # a step at the share itself is not guided there
+        plain = "a cat\nSteps: 10, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 64x64, RNG: CPU"
+        write_foreign(f"{plain}, Skip Early CFG: {share}")
+        (later,) = planned(cli, "--from", "found.png", "-m", "model")
+        assert (later["guidance"], later["guidance_interval"]) == (4, interval)
+    write_foreign(f"{plain}, Skip Early CFG: 1")
+    (never,) = planned(cli, "--from", "found.png", "-m", "model")
+    assert never["guidance"] == 1
+    assert cli("generate", "a cat", "-m", "model", "-s", "3", "--steps", "8", "-o", "own.png").code == 0
+    parameters = read_picture_text(Path("own.png"))[2].parameters or ""
+    assert ", Skip Early CFG: 0.1875, " in parameters
+    write_foreign(parameters)
+    (back,) = planned(cli, "--from", "found.png", "-m", "model")
+    assert back["guidance_interval"] == [0.25, 1]
     (asked,) = planned(cli, "--from", "found.png", "-m", "model", "--guidance-interval", "0.5,1")
     assert asked["guidance_interval"] == [0.5, 1]
 

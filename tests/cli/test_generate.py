@@ -190,6 +190,8 @@ def test_a_number_right_behind_a_word_is_read_whole(cli: Cli, tiny_model: Path, 
     for number in (2, 10):
         (tmp_path / f"a-cat{number:03}.png").touch()
     assert cli("generate", "a cat", "-m", tiny_model, "-o", "{prompt_slug}{n:03}.png").out == "a-cat011.png\n"
+    for number in (1, 2):
+        assert cli("generate", "a", "-m", tiny_model, "-s", "42", "-o", "{seed}{n:03}.png").out == f"4200{number}.png\n"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_command_line_goes_first(before: bool, cli: Cli, file: Path) -> None
     assert settings["max_steps"] == 7
 
 
-@pytest.mark.parametrize("command", ["train-unet", "train-vae", "train-clip"])
+@pytest.mark.parametrize("command", ["train-unet", "train-vae"])
 def test_weights_that_know_something_are_trained_gently(command: str, cli: Cli, tiny_model: Path) -> None:
     """--init without --lr; and what is said counts, also in a file."""
     init = ("--init", tiny_model)

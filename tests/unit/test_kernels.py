@@ -87,6 +87,12 @@ def test_why_they_cannot_be_compiled_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("CXX", "c++")
     assert kernels_build.build(tmp_path / "kernels.so") == "c++ failed: no such instruction"
     broken.write_text("#!/bin/sh\necho 'Debian clang version 14.0.6'\n")
+    gnu = tmp_path / "g++"
+    gnu.write_text("#!/bin/sh\necho 'the other one' >&2\nexit 1\n")
+    gnu.chmod(0o755)
+    monkeypatch.delenv("CXX")
+    assert kernels_build.build(tmp_path / "kernels.so") == "g++ failed: the other one", "clang is passed over"
+    monkeypatch.setenv("CXX", "c++")
     assert "c++ is clang, whose OpenMP is not torch's" in str(kernels_build.build(tmp_path / "kernels.so"))
     assert not (tmp_path / "kernels.so").exists()
 

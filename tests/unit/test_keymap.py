@@ -12,8 +12,7 @@ from latentgen.checkpoints.keymap import (
     DROP,
     OPEN_CLIP_TEXT,
     apply_rules,
-    published_text_encoder,
-    published_vae,
+    published,
     reverse_rules,
     text_tower_from_open_clip,
     to,
@@ -111,7 +110,7 @@ def test_vae_attention_under_its_old_names() -> None:
             renamed = renamed.replace(f"attentions.0.{new_part}.", f"attentions.0.{old_part}.")
         old[renamed] = tensor[:, :, None, None] if renamed != name and tensor.ndim == 2 else tensor
     assert old.keys() != wanted.keys()
-    found = published_vae(old, "file")
+    found = published("vae", old)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -119,9 +118,9 @@ def test_vae_attention_under_its_old_names() -> None:
 def test_text_encoder_extras_and_missing_prefix() -> None:
     wanted = tiny_text_encoder().state_dict()
     extras = {"text_model.embeddings.position_ids": torch.arange(77)[None], "text_projection.weight": torch.ones(2, 2)}
-    assert published_text_encoder(wanted | extras, "file").keys() == wanted.keys()
+    assert published("text_encoder", wanted | extras).keys() == wanted.keys()
     bare = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
-    assert published_text_encoder(bare, "file").keys() == wanted.keys()
+    assert published("text_encoder", bare).keys() == wanted.keys()
 
 
 def test_rules_backwards() -> None:
