@@ -32,7 +32,7 @@ install-dev: $(VENV)/.installed-dev  ## the same, with the tools for working on 
 
 demo: $(VENV)/.installed  ## install, then draw a lighthouse with the embedded model
 	@mkdir -p outputs
-	$(BIN)/latentgen generate "a lighthouse at sunset" --seed 42 --guidance 7.5 --guidance-interval 0.2,1 --output outputs/lighthouse.png --overwrite
+	$(BIN)/latentgen generate "a lighthouse at sunset" --seed 42 --guidance 7.5 --output outputs/lighthouse.png --overwrite
 
 gallery: $(VENV)/.installed  ## draw weights/gallery.jsonl anew with the embedded model: a sheet and its manifest
 	rm -rf outputs/gallery
