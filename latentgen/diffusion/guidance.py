@@ -16,6 +16,7 @@ from torch import Tensor
 from latentgen.config import PredictionType
 from latentgen.diffusion.denoiser import Network, make_denoiser
 from latentgen.diffusion.schedule import NoiseSchedule
+from latentgen.diffusion.strength import guided_steps
 
 TextNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
 """network(x_t (B, C, h, w), t (B,), context (k B, L, D)) -> prediction (k B, C, h, w): x_t and t count k times."""
@@ -46,17 +47,12 @@ def rescale_guided(guided: Tensor, cond: Tensor, rescale: float) -> Tensor:
 def guided_sigmas(sigmas: Tensor, start: float, end: float) -> SigmaInterval:
     """The levels at which a run over sigmas (n+1,) is guided from the fraction `start` to the fraction `end` of it.
 
-    Step i of n is guided where start <= i / n < end, so 0 and 1 are all steps; where that is none, the step within
-    which the part begins: a run of one step is guided too. As noise levels this is the interval of arXiv:2404.07724,
-    section 3, (sigma_lo, sigma_hi], and a sampler that looks at levels between two steps, or twice at one, is guided
-    there by the same rule.
+    The steps are `guided_steps`. As noise levels this is the interval of arXiv:2404.07724, section 3, (sigma_lo,
+    sigma_hi], and a sampler that looks at levels between two steps, or twice at one, is guided there by the same rule.
     """
     assert 0 <= start <= end <= 1, f"the guided part {start} to {end} is not within 0 and 1"
-    n = len(sigmas) - 1
-    first, past = (sum(step / n < fraction for step in range(n)) for fraction in (start, end))
-    if start < end and first == past:
-        first, past = first - 1, first
-    return float(sigmas[past]), float(sigmas[first])
+    steps = guided_steps(len(sigmas) - 1, start, end)
+    return float(sigmas[steps.stop]), float(sigmas[steps.start])
 
 
 class GuidedDenoiser:

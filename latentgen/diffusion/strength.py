@@ -1,4 +1,4 @@
-"""How many steps a strength leaves, counted without torch: for checks, messages and progress bars.
+"""How many steps a strength leaves, and which are guided, counted without torch: for checks, messages, progress bars.
 
 A picture that is drawn from another one starts part of the way down (SDEdit, arXiv:2108.01073), at the level that
 `NoiseSchedule.truncate` cuts the run to. Of 30 steps a strength of 0.6 leaves 18.
@@ -68,3 +68,13 @@ def check_passes(request: GenerationRequest, multiple_px: int) -> None:
 def keeps_pixels(init: InitPicture) -> bool:
     """Whether a part of the picture must come out as it went in."""
     return init.mask_sha256 is not None or any(init.outpaint)
+
+
+def guided_steps(steps: int, start: float, end: float) -> range:
+    """Which of a run's steps are guided from the fraction `start` to the fraction `end` of it.
+
+    Step i of n is guided where start <= i / n < end, so 0 and 1 are all steps; where that is none, the step within
+    which the part begins: a run of one step is guided too.
+    """
+    first, past = (sum(step / steps < fraction for step in range(steps)) for fraction in (start, end))
+    return range(first - 1, first) if start < end and first == past else range(first, past)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
+from latentgen.diffusion.strength import guided_steps
 from latentgen.errors import InputError
 from latentgen.images.a1111 import A1111Parameters
 from latentgen.request import GenerationRequest
@@ -159,8 +160,8 @@ class PictureMetadata:
 def _unguided(request: GenerationRequest) -> str | None:
     """The share of the steps up to and with which A1111 is not to guide; only an interval to the end has that name."""
     start, end = request.guidance_interval
-    first = sum(step / request.steps < start for step in range(request.steps))  # as `guided_sigmas` counts
-    return _number((first - 0.5) / request.steps) if 0 < first < request.steps and end == 1 else None
+    first = guided_steps(request.steps, start, end).start
+    return _number((first - 0.5) / request.steps) if first > 0 and end == 1 else None
 
 
 def _vae_from_json(value: object) -> VAEUse:

@@ -225,6 +225,11 @@ def test_another_tools_picture_was_guided_throughout(cli: Cli, tiny_model: Path)
     write_foreign(parameters)
     (back,) = planned(cli, "--from", "found.png", "-m", "model")
     assert back["guidance_interval"] == [0.25, 1]
+    late = ("--guidance-interval", "0.95,1", "--overwrite")  # no step begins there: the last one is guided
+    assert cli("generate", "a cat", "-m", "model", "-s", "3", "--steps", "8", *late, "-o", "own.png").code == 0
+    write_foreign(read_picture_text(Path("own.png"))[2].parameters or "")
+    (back,) = planned(cli, "--from", "found.png", "-m", "model")
+    assert back["guidance_interval"] == [0.875, 1]
     (asked,) = planned(cli, "--from", "found.png", "-m", "model", "--guidance-interval", "0.5,1")
     assert asked["guidance_interval"] == [0.5, 1]
 
