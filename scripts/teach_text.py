@@ -2,6 +2,7 @@
 
     python scripts/teach_text.py weights/embedded runs/taught --apart left:right
     python scripts/teach_text.py runs/clip/model runs/taught --apart left:right     (no U-Net yet)
+    python scripts/teach_text.py weights/embedded runs/taught --colours any --apart purple:gray
 
 CLIP's loss asks a text encoder for no more than telling a batch's captions apart. The embedded model's had so lost left
 and right, and which of two things stands where (`latentgen evaluate words --exchange left:right` tells), and a U-Net on
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer, load_unet, save_text_encoder, save_unet
-from latentgen.corpus.records import VocabularyName, make_record
+from latentgen.corpus.records import Colours, VocabularyName, make_record
 from latentgen.errors import InputError, LatentgenError
 from latentgen.models.attention import Attention
 from latentgen.models.clip_text import CLIPTextModel
@@ -69,12 +70,14 @@ class Lessons:
     """By question: one a caption."""
 
     @classmethod
-    def of_scenes(cls, captions: int, seed: int, vocabulary: VocabularyName = "heroes") -> Lessons:
+    def of_scenes(
+        cls, captions: int, seed: int, vocabulary: VocabularyName = "heroes", colours: Colours = "usual"
+    ) -> Lessons:
         """Of seeds from `seed` upwards: two captions a scene, half of the plainest scenes left out."""
         found: list[str] = []
         answers: dict[str, list[str]] = {}
         for number in count(seed):
-            record = make_record(vocabulary, number, 2)
+            record = make_record(vocabulary, number, 2, colours=colours)
             labels = record.labels()
             plain = record.scene.is_single and labels["side"] is None
             if labels["held_out"] or (plain and number % 2):
@@ -224,7 +227,15 @@ def states_of(encoder: CLIPTextModel, tokenizer: Tokenizer, captions: list[str])
 
 
 def run(
-    model: Path, out: Path, *, steps: int, captions: int, seed: int, vocabulary: VocabularyName, apart: str | None
+    model: Path,
+    out: Path,
+    *,
+    steps: int,
+    captions: int,
+    seed: int,
+    vocabulary: VocabularyName,
+    colours: Colours,
+    apart: list[str],
 ) -> None:
     """Write the model with its text encoder taught and its U-Net, if it has one, turned.
 
@@ -240,12 +251,12 @@ def run(
     unet = load_unet(model) if (model / "unet").is_dir() else None
     before = deepcopy(encoder)
     torch.manual_seed(0)
-    if apart is not None:
-        move_apart(encoder, tokenizer, apart)
-    shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary), steps)
+    for words in apart:
+        move_apart(encoder, tokenizer, words)
+    shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary, colours), steps)
     print("told from the end of a caption: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if unet is not None:
-        records = (make_record(vocabulary, number, 1) for number in count(seed + 10**7))
+        records = (make_record(vocabulary, number, 1, colours=colours) for number in count(seed + 10**7))
         trained_on = (record for record in records if not record.labels()["held_out"])
         fresh = [record.captions[0] for record in islice(trained_on, MAPPED_ON)] + [""] * (MAPPED_ON // 20)
         shuffled = [fresh[int(k)] for k in torch.randperm(len(fresh))]
@@ -271,7 +282,10 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=30000)
     parser.add_argument("--seed", type=int, default=70_000_000, help="of the first scene")
     parser.add_argument("--vocabulary", choices=("heroes", "heroes20"), default="heroes")
-    parser.add_argument("--apart", metavar="A:B", help="two words whose embeddings are moved apart before")
+    parser.add_argument("--colours", choices=("usual", "any"), default="usual", help="as of `data render`")
+    parser.add_argument(
+        "--apart", metavar="A:B", action="append", default=[], help="two words whose embeddings are moved apart before"
+    )
     options = parser.parse_args()
     try:
         run(
@@ -281,6 +295,7 @@ def main() -> None:
             captions=options.captions,
             seed=options.seed,
             vocabulary=options.vocabulary,
+            colours=options.colours,
             apart=options.apart,
         )
     except (LatentgenError, OSError) as error:

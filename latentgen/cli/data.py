@@ -54,6 +54,9 @@ Large = Annotated[str, typer.Option("--large", help="Pictures of one thing drawn
 Aside = Annotated[
     str, typer.Option("--aside", help="Pictures of one thing on the left or on the right: include, exclude, or only.")
 ]
+Colours = Annotated[
+    str, typer.Option("--colours", help="Of drawn things: usual, each noun in its own, or any, each in all of them.")
+]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -168,6 +171,7 @@ def render(
     several: Several = "include",
     large: Large = "include",
     aside: Aside = "include",
+    colours: Colours = "usual",
     assets: Assets = None,
     quiet: Quiet = False,
 ) -> None:
@@ -191,6 +195,7 @@ def render(
         several=cast("Any", several),
         large=cast("Any", large),
         aside=cast("Any", aside),
+        colours=cast("Any", colours),
     )
     console = Console(quiet=quiet)
     with console.progress() as report:

@@ -7,8 +7,8 @@ longer training. A sixth of the scenes shows two to four of a noun, a fifth show
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -116,6 +116,12 @@ BROAD = ("castle", "barn", "igloo", "cottage")
 """Drawings of which four beside each other would be too small."""
 TOO_BROAD_FOR_A_SIDE = ("castle", "house", "cottage", "cabin", "barn", "igloo", "palm", "round", "cherry", "autumn")
 """Drawings that reach over the middle when they are large, so that none is large and at a side."""
+ALL_COLOURS: Final = (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "gray",
+)  # fmt: skip
+"""What `in_any_colour` chooses from: all that some noun of `HERO_COLOURS` has."""
+OF_FEW_COLOURS = ("suspension", "pagoda")
+"""Drawings that it leaves as they are."""
 CROWDED_SETTINGS = ("cliff", "island")
 """No room for several of a noun."""
 OFFSHORE_SETTINGS = ("beach", "lake", "cliff")
@@ -179,6 +185,22 @@ def _in_different_colours(rng: np.random.Generator, heroes: list[Hero], names: l
         second = _sample_colour(rng, heroes[1].drawing)
     nouns = [Noun(name, hero.category, hero.drawing) for name, hero in zip(names, heroes, strict=True)]
     return Subject(nouns[0], 1, first), Subject(nouns[1], 1, second)
+
+
+def in_any_colour(rng: np.random.Generator, scene: SceneSpec) -> SceneSpec:
+    """The scene with each thing that has a colour in one of all colours, no two in the same.
+
+    Of things that come in few colours a network learns those, and not that a colour word paints any thing: purple, say,
+    would be the balloon's alone.
+    """
+    colours = iter(rng.permutation(ALL_COLOURS))
+
+    def painted(subject: Subject) -> Subject:
+        if subject.colour is None or subject.noun.drawing in OF_FEW_COLOURS:
+            return subject
+        return replace(subject, colour=str(next(colours)))
+
+    return replace(scene, subjects=tuple(painted(subject) for subject in scene.subjects))
 
 
 def _sample_partner(rng: np.random.Generator, heroes: dict[str, Hero], name: str, setting: Setting) -> str | None:

@@ -9,12 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from latentgen.corpus.captions import Templates, caption
-from latentgen.corpus.hero_scenes import sample_hero20_scene, sample_hero_scene
+from latentgen.corpus.hero_scenes import in_any_colour, sample_hero20_scene, sample_hero_scene
 from latentgen.corpus.sampling import sample_scene
 from latentgen.corpus.scene import SceneSpec
 from latentgen.corpus.splits import held_out_pairs
 
 VocabularyName = Literal["full", "heroes", "heroes20"]
+Colours = Literal["usual", "any"]
+"""Each noun in its own colours, or in all of the heroes'."""
+_COLOURS_DRAW = 0xC0_10
+"""Beside a scene's seed: a generator of its own, so that all but the colours stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,19 @@ class Record:
 
 
 def make_record(
-    vocabulary: VocabularyName, seed: int, captions_per_image: int, templates: Templates = "train"
+    vocabulary: VocabularyName,
+    seed: int,
+    captions_per_image: int,
+    templates: Templates = "train",
+    colours: Colours = "usual",
 ) -> Record:
     """Scene and captions of a seed. Caption k depends on the seed, k and the choice of templates alone."""
-    scene = scene_of(vocabulary, seed)
+    scene = scene_of(vocabulary, seed, colours)
     generators = (np.random.default_rng([seed, k]) for k in range(captions_per_image))
     return Record(seed, scene, tuple(caption(scene, rng, templates) for rng in generators))
 
 
-def scene_of(vocabulary: VocabularyName, seed: int) -> SceneSpec:
+def scene_of(vocabulary: VocabularyName, seed: int, colours: Colours = "usual") -> SceneSpec:
     """The scene that a seed stands for."""
-    return SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))
+    scene = SCENE_SOURCES[vocabulary].sample(np.random.default_rng(seed))
+    return scene if colours == "usual" else in_any_colour(np.random.default_rng([seed, _COLOURS_DRAW]), scene)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from latentgen.cli.app import main
-from latentgen.corpus import render
+from latentgen.corpus import render, sheets
 from latentgen.corpus.compose import render_scene
+from latentgen.corpus.hero_scenes import ALL_COLOURS
 from latentgen.corpus.records import make_record, scene_of
 from latentgen.corpus.render import CorpusArguments, render_corpus
 from latentgen.corpus.splits import held_out_pairs
@@ -173,6 +174,44 @@ def test_single_things_aside_are_included_left_out_or_alone() -> None:
     for several, large, told in (("only", "include", "one thing aside"), ("only", "only", "one thing large")):
         with pytest.raises(InputError, match=f"no scene shows {told} and several things"):
             CorpusArguments(1, several=several, large=large, aside="only")
+
+
+def test_any_colours_change_the_colours_alone(tmp_path: Path) -> None:
+    usual, painted = ([scene_of("heroes", seed, colours) for seed in range(600)] for colours in ("usual", "any"))
+    seen: dict[str, set[str]] = {}
+    for before, after in zip(usual, painted, strict=True):
+        plain = [dataclasses.replace(subject, colour=None) for subject in after.subjects]
+        assert plain == [dataclasses.replace(subject, colour=None) for subject in before.subjects]
+        assert dataclasses.replace(after, subjects=before.subjects) == before
+        colours = [subject.colour for subject in after.subjects if subject.colour is not None]
+        assert len(set(colours)) == len(colours)
+        assert [subject.colour is None for subject in before.subjects] == [s.colour is None for s in after.subjects]
+        for subject in after.subjects:
+            seen.setdefault(subject.noun.name, set()).add(str(subject.colour))
+    assert "purple" in {str(s.colour) for scene in usual for s in scene.subjects}
+    assert {name for name, colours in seen.items() if "purple" in colours} > {"hot air balloon", "castle", "lighthouse"}
+    arguments = CorpusArguments(12, 0, 32, "heroes", several="only", held_out="exclude", colours="any")
+    records = list_records(render_corpus(tmp_path, arguments))
+    assert [r.labels["subjects"] for r in records] == [
+        scene_of("heroes", seed, "any").to_json()["subjects"] for seed in arguments.seeds()
+    ]
+    assert not any(record.labels["held_out"] for record in records)
+
+
+def test_only_heroes_come_in_any_colour() -> None:
+    with pytest.raises(InputError, match="no colours but their own"):
+        CorpusArguments(1, vocabulary="full", colours="any")
+    with pytest.raises(InputError, match="colours 'loud' is not one of usual, any"):
+        CorpusArguments(1, colours="loud")  # pyright: ignore[reportArgumentType]
+
+
+def test_every_colour_is_drawn_as_itself() -> None:
+    """A name that a drawing does not know would quietly be its usual colour."""
+    for noun in ("castle", "house", "cottage", "lighthouse", "sailboat", "windmill", "hot air balloon"):
+        pictures = {
+            colour: render_scene(sheets.scene_of(noun, None, colour=colour), 5, 64).tobytes() for colour in ALL_COLOURS
+        }
+        assert len(set(pictures.values())) == len(ALL_COLOURS), noun
 
 
 def test_another_corpus_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_no_lesson_is_of_a_held_out_composition() -> None:
     assert not reserved & set(lessons.captions)
 
 
+def test_lessons_in_any_colour_tell_of_colours_that_a_noun_never_has() -> None:
+    def colours_of_castles(lessons: Lessons) -> set[str]:
+        return {c for n, c in zip(lessons.answers["noun 1"], lessons.answers["colour 1"], strict=True) if n == "castle"}
+
+    usual = colours_of_castles(Lessons.of_scenes(600, 300))
+    assert usual <= {"white", "gray", "pink", "brown", "blue"}
+    assert "purple" in colours_of_castles(Lessons.of_scenes(600, 300, colours="any"))
+
+
 def test_the_end_is_the_mean_of_all_end_tokens() -> None:
     states = torch.arange(10.0).reshape(1, 5, 2)
     read = state_of_the_end(states, torch.tensor([[7, 3, 9, 9, 9]]), 9)
@@ -114,7 +123,20 @@ def call(*arguments: Path | str) -> None:
 def test_a_model_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny_model(tmp_path / "model")
     with patch("scripts.teach_text.MAPPED_ON", 60):
-        call(model, tmp_path / "taught", "--steps", "2", "--captions", "60", "--apart", "a:b")
+        call(
+            model,
+            tmp_path / "taught",
+            "--steps",
+            "2",
+            "--captions",
+            "60",
+            "--colours",
+            "any",
+            "--apart",
+            "a:b",
+            "--apart",
+            "c:d",
+        )
     out = capsys.readouterr().out
     assert "told from the end of a caption: relation" in out
     assert "of the old ones' variance" in out

@@ -10,7 +10,11 @@ from latentgen.corpus.colour import Rgb, paint_colour, parse_hex, shade
 from latentgen.corpus.heroes.parts import LightSources, contact_shadow
 from latentgen.corpus.paint import horizontal_gradient, outline, paint, polygon
 
-CASTLE_STONE = {"gray": "#989a9f", "white": "#f4f1ea", "brown": "#a67a4c", "pink": "#f09cb4", "blue": "#6c95e0"}
+CASTLE_STONE = {
+    "gray": "#989a9f", "white": "#f4f1ea", "brown": "#a67a4c", "pink": "#f09cb4", "blue": "#6c95e0",
+    "red": "#d2584c", "orange": "#ee9a50", "yellow": "#f0cd5c", "green": "#6fae78", "purple": "#9275cc",
+    "black": "#454850",
+}  # fmt: skip
 SNOW = "#f4f8fd"
 
 
