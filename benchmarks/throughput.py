@@ -1,13 +1,16 @@
 """Pictures a minute on a CPU: many prompts from one load, in one process or in one a core, beside diffusers.
 
     python benchmarks/throughput.py [--pictures 24] [--steps 30] [--size PX] [--runs 5] [--threads 2] [--processes 2]
-                                    [--batches 1,4] [--sides latentgen,diffusers] [--sd15]
+                                    [--batches 1,4] [--sides latentgen,diffusers] [--crowded] [--sd15]
 
 Every worker is a process that holds its model. In each turn every setting draws the same prompts once: one worker with
 all threads, or all workers side by side with their share of them. So whatever else the machine does meets all alike.
 Printed are medians, and the median of each turn's ratio to our one process (above 1 is faster). Both tools compute in
 bfloat16, with euler_a and guidance 7.5, to pixels; files are left out. Our pictures are compared: they must not depend
 on the setting.
+
+--crowded adds processes that each have all threads, as commands that know nothing of each other: diffusers' stop
+each other almost wholly, so take few pictures and steps.
 
 --sd15 takes random weights of Stable Diffusion 1.5's size in the place of the embedded model.
 """
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="default: one a thread")
     parser.add_argument("--batches", default="1,4", help="of diffusers' one process")
     parser.add_argument("--sides", default="latentgen,diffusers")
+    parser.add_argument("--crowded", action="store_true", help="also processes that each have all threads")
     parser.add_argument("--sd15", action="store_true")
     parser.add_argument("--worker", nargs=2, metavar=("TOOL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -198,6 +202,8 @@ def main() -> None:
         settings += [Setting(side, 1, threads, batch) for batch in batches]
         if processes > 1:
             settings.append(Setting(side, processes, max(1, threads // processes), 1))
+            if options.crowded:
+                settings.append(Setting(side, processes, threads, 1))
     with tempfile.TemporaryDirectory() as scratch:
         folder = embedded_model_path()
         if options.sd15:

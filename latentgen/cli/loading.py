@@ -24,9 +24,12 @@ def load_model(
 ) -> tuple[TextToImage, float]:
     """Import torch and load a model folder, as `TextToImage.load` does; the pipeline, and the seconds of both."""
     started = time.perf_counter()
+    from latentgen.kernels.crowding import expect_others
+    from latentgen.kernels.memory import keep_freed_memory, map_large_tensors
+
+    expect_others()
     import torch
 
-    from latentgen.kernels.memory import keep_freed_memory, map_large_tensors
     from latentgen.pipeline import TextToImage
 
     if fast or low_memory:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentgen.kernels.crowding import make_room
 from latentgen.kernels.library import (
     can_attend,
     can_convolve,
@@ -254,6 +255,7 @@ class FastResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
         """x (B, Cin, h, w), time_emb (B, time_embed_dim) -> (B, Cout, h, w)."""
+        make_room()
         shift = None
         if self.time_emb_proj is not None:
             assert time_emb is not None, "this residual block was built with a timestep embedding"

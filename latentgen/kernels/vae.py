@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latentgen.kernels.crowding import make_room
 from latentgen.kernels.gpu import wants_channels_last
 from latentgen.kernels.layers import FastGroupNorm, PackedConv2d, exchange, why_no_onednn
 from latentgen.kernels.library import LANES, why_unavailable
@@ -29,6 +30,7 @@ class FastVAEResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Cin, h, w) -> (B, Cout, h, w)."""
+        make_room()
         shortcut = self.conv_shortcut
         residual = x if shortcut is None else shortcut(x)
         h = self.conv1(self.norm1(x, silu=True, in_place=shortcut is not None))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentgen.kernels.crowding import make_room
 from latentgen.kernels.gpu import predict_compiled
 from latentgen.models.attention import repeated
 from latentgen.models.unet import DeepFeatures, UNet
@@ -53,6 +54,7 @@ class Network:
         self.places = places
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        make_room()
         if self.extra is not None:
             x = torch.cat([x, self.extra], dim=1)
         if not self.computes_once:

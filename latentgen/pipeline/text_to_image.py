@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import COMPILED, MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
+from latentgen.kernels.crowding import expect_others, room_for_others
 from latentgen.kernels.gpu import check_can_compile, decode_compiled, lay_out_for_gpu, wants_channels_last
 from latentgen.kernels.unet import FastForm
 from latentgen.kernels.vae import speed_up_vae
@@ -147,9 +149,11 @@ class TextToImage:
         precision = choose_dtype(dtype, chosen, fast=fast)
         if compile:
             check_can_compile(chosen, low_memory=low_memory)
-        bundle = (OnDemandBundle if low_memory else load_model)(folder, device=chosen, dtype=precision)
-        bundle.fingerprint(remembered=remembered)
-        return cls(bundle, fast=fast, int8=int8, compile=compile)
+        expect_others()
+        with room_for_others() if chosen.type == "cpu" else nullcontext():
+            bundle = (OnDemandBundle if low_memory else load_model)(folder, device=chosen, dtype=precision)
+            bundle.fingerprint(remembered=remembered)
+            return cls(bundle, fast=fast, int8=int8, compile=compile)
 
     def add_lora(self, path: Path | str, *, scale: float = 1.0) -> LoRAUse:
         """Read a LoRA file, kohya's or diffusers'; what is given back goes into a request's `loras`.
@@ -258,14 +262,16 @@ class TextToImage:
             started = time.perf_counter()
             size = places.get(_walk(batch[0]), len(batch))
             self.adapters.use(batch[0].loras)
-            conditioning = self.conditioner.encode(batch)
-            encoded = time.perf_counter()
-            latents, failures = self._denoise(batch, conditioning, init, on_step, size)
+            with self._room_for_others():
+                conditioning = self.conditioner.encode(batch)
+                encoded = time.perf_counter()
+                latents, failures = self._denoise(batch, conditioning, init, on_step, size)
             denoised = time.perf_counter()
             for k, request in enumerate(batch):
                 begun = time.perf_counter()
                 try:
-                    pixels = self._decode(latents[k : k + 1], failures[k])
+                    with self._room_for_others():
+                        pixels = self._decode(latents[k : k + 1], failures[k])
                     if (canvas := init.canvas(request)) is not None:
                         pixels = canvas.finish(pixels)
                 except RuntimeFailure as failure:
@@ -277,6 +283,10 @@ class TextToImage:
                     (encoded - started) / len(batch), (denoised - encoded) / len(batch), time.perf_counter() - begun
                 )
                 yield GenerationResult(pixels, self._metadata(request, pixels, size), timings)
+
+    def _room_for_others(self) -> AbstractContextManager[None]:
+        """For what computes on a CPU, whose cores may be wanted by other processes too."""
+        return room_for_others() if self.device.type == "cpu" else nullcontext()
 
     def _places(self, batches: Sequence[Sequence[GenerationRequest]]) -> dict[object, int]:
         """How many pictures the U-Net is given of each kind (`_walk`): a compiled one those of the fullest batch."""
