@@ -6,10 +6,12 @@ written from the table below in a few hundredths of a second.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from latentgen import __version__
 from latentgen.cli.boundary import INTERRUPTED, TERMINATED, run_guarded
@@ -78,14 +80,36 @@ _END = """
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run() -> NoReturn:
+    """The program: the command line of this process, and its end with the exit code."""
+    code: list[int] = []
+    atexit.register(_end_at_once, code)  # before any other, so that it is called when all others have been
+    code.append(main(sys.argv[1:]))
+    if code[0] in (INTERRUPTED, TERMINATED):
+        os._exit(code[0])  # here already: another signal, while others are called, would change the code
+    sys.exit(code[0])
+
+
+def main(argv: Sequence[str]) -> int:
     """Run one command line and give back its exit code; nothing is raised."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    code = run_guarded(lambda: _dispatch(arguments), arguments)
-    if argv is None and code in (INTERRUPTED, TERMINATED):
-        # At once: the interpreter's own end takes seconds with torch, in which another signal would change the code.
-        os._exit(code)
-    return code
+    arguments = list(argv)
+    return run_guarded(lambda: _dispatch(arguments), arguments)
+
+
+def _end_at_once(code: Sequence[int]) -> None:
+    """Leave out the interpreter's own end where torch is loaded: half a second to free what the process's end frees.
+
+    Threads have been waited for by now, and what was to be done at the end is done.
+    """
+    if not code or "torch" not in sys.modules:
+        return
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # pyright: ignore[reportUnnecessaryComparison]  None where the caller closed it
+                stream.flush()
+    except (OSError, ValueError):
+        return  # the interpreter tells of it in its own way
+    os._exit(code[0])
 
 
 def _dispatch(arguments: list[str]) -> int | None:
@@ -135,7 +159,3 @@ def _start(name: str, command: Command, arguments: list[str]) -> int | None:
         family = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
         family.command()(target)
     return get_command(family).main(arguments, prog_name=f"latentgen {name}", standalone_mode=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

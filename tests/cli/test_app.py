@@ -88,6 +88,42 @@ def test_the_help_page_of_generate_names_every_alias(cli: Cli) -> None:
         assert flag in page
 
 
+ENDING = """
+import atexit, os, sys, types
+from latentgen.cli import app
+class Kept:
+    def __del__(self): os.write(1, b"freed")
+kept = Kept()
+def command(arguments):
+    atexit.register(print, "cleaned", end=" ")
+    print("done", end=" ")
+    return 3
+app.main = command
+sys.modules.update({name: types.ModuleType(name) for name in sys.argv[1:]})
+if "closed" in sys.argv:
+    os.close(1)
+app.run()
+"""
+
+
+def ended(*modules: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ENDING, *modules]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def test_with_torch_the_process_ends_when_all_is_done_and_written() -> None:
+    """Not before, and with the code of the command; only the interpreter's own end, half a second, is left out."""
+    assert (ended().returncode, ended().stdout) == (3, "done cleaned freed")
+    quick = ended("torch")
+    assert (quick.returncode, quick.stdout) == (3, "done cleaned ")
+
+
+def test_what_cannot_be_written_at_the_end_is_told_as_python_tells_it() -> None:
+    quick = ended("torch", "closed")
+    assert quick.returncode == ended("closed").returncode not in (0, 3)
+    assert "Bad file descriptor" in quick.stderr
+
+
 def run_on_a_terminal(command: list[str], folder: Path, extra: Mapping[str, str]) -> tuple[bytes, bytes]:
     """stdout through a pipe, and what a terminal on stderr was sent."""
     leader, follower = pty.openpty()
