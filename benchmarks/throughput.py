@@ -60,10 +60,9 @@ class Setting:
         return f"{self.tool:10} {self.processes:9} {self.threads:7} {self.batch:5}"
 
 
-def start(tool: str, folder: Path, threads: int) -> Contender:
+def start(tool: str, folder: Path) -> Contender:
     """A process that holds a model and answers a `Job` with the hashes of its pictures."""
-    command = [sys.executable, __file__, "--worker", tool, str(folder)]
-    return Contender(tool, command, {"OMP_NUM_THREADS": str(threads)})
+    return Contender(tool, [sys.executable, __file__, "--worker", tool, str(folder)])
 
 
 def draw(
@@ -210,7 +209,7 @@ def main() -> None:
             folder = Path(scratch) / "sd15"
             subprocess.run([sys.executable, str(HERE / "memory.py"), "--make", str(folder)], check=True)
         options.size = options.size or read_config(folder).defaults.width_px
-        workers = {side: [start(side, folder, threads) for _ in range(processes)] for side in sides}
+        workers = {side: [start(side, folder) for _ in range(processes)] for side in sides}
         try:
             compare(settings, workers, options)
         finally:

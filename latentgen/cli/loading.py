@@ -46,6 +46,7 @@ def load_model(
         compile=compile,
         remembered=remembered,
     )
+    pipeline.makes_room = threads is None
     if fast and not low_memory:
         keep_freed_memory()
     return pipeline, time.perf_counter() - started

@@ -2,11 +2,12 @@
 
 Threads that compute one operation wait for each other at its end, and spin: the last one is microseconds away, unless
 another process has its core, whose threads spin too. Two processes that each take all cores so stop each other almost
-wholly. Measured on two cores, eight pictures of the embedded model: one command alone takes 6 seconds; of two at once
-each had three pictures after 30. With no more threads than there are cores free, both are done after 8.
+wholly. Measured on two cores, eight pictures of the embedded model: one command alone takes 5 seconds; of two at once
+each had three pictures after 30. With no more threads than there are cores free, both are done after 6.5.
 
 The kernel tells how long each core was busy (`/proc/stat`); what this process did not use was others'. Elsewhere than
-on Linux nothing is done. Pictures do not depend on the number of threads, so only the speed changes.
+on Linux nothing is done, nor where a user has said how many threads there are to be (`--threads`, OMP_NUM_THREADS).
+Only for computations whose results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 WINDOW_S = 0.15
 """How long is looked at before something is said of it: some of the scheduler's turns, and of its clock's ticks."""
 WINDOWS = 2
-"""So many that say the same in a row; one alone may be something short."""
-SLACK = 0.8
-"""Of the loss: with t threads one that shares its core may be away 1 / t of the time before one less is faster."""
+"""So many in a row that speak for more threads, or for fewer; one alone may be something short."""
+MOST_OF_SOME = 8
+"""Threads, where they are not all: a power of two up to here. Of other numbers less is known to be exact."""
 STALE_S = 2.0
 """After which a look is too long ago to say how it is now."""
 PATIENCE_S, MOST_PATIENCE_S = 0.5, 30.0
@@ -32,12 +33,20 @@ PATIENCE_S, MOST_PATIENCE_S = 0.5, 30.0
 _STAT = "/proc/stat"
 
 
+def usable_cores() -> set[int] | None:
+    """Those that this process may run on; None where nobody tells."""
+    try:
+        return os.sched_getaffinity(0)
+    except (AttributeError, OSError):
+        return None
+
+
 def seconds_busy() -> float | None:
-    """How long the cores that this process may use were busy, in all, since the machine started.
+    """How long the cores that this process may use were busy, in all, since the machine started; None if nobody tells.
 
     With what is niced only where this process is too: others give way to it.
     """
-    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    usable = {f"cpu{number}" for number in usable_cores() or ()}
     ticks = 0
     try:
         with open(_STAT, encoding="ascii") as file:
@@ -56,39 +65,48 @@ class Look:
     """At the machine, at one moment."""
 
     at: float
+    """As of `time.monotonic`."""
     others: float | None
     """Seconds of its cores that others have used; None where nobody tells."""
 
     @classmethod
-    def now(
-        cls,
-        busy: Callable[[], float | None] = seconds_busy,
-        own: Callable[[], float] = time.process_time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> Look:
-        """busy: seconds of the cores that this process may use, of which it has used `own`."""
-        at, seconds = clock(), busy()
-        return cls(at, None if seconds is None else seconds - own())
+    def now(cls) -> Look:
+        busy = seconds_busy()
+        return cls(time.monotonic(), None if busy is None else busy - time.process_time())
+
+    def used_since(self, before: Look) -> float | None:
+        """Cores that others used on average; None where nobody tells, or where it is too short ago."""
+        if before.others is None or self.others is None or self.at - before.at < WINDOW_S:
+            return None
+        return (self.others - before.others) / (self.at - before.at)
 
 
 class Crowding:
     """How many threads one thread's operations are given, of those that it had."""
 
     def __init__(
-        self, threads: int, cores: int, since: Look | None = None, *, now: Callable[[], Look] = Look.now
+        self, threads: int, cores: int, since: Look | None = None, *, now: Callable[[], Look] | None = None
     ) -> None:
-        """cores: how many this process may use; since: when it was looked at first."""
+        """cores: how many this process may use; since: a look from before, so that there is something to begin with."""
         self.all = self.threads = threads
         self.cores = cores
-        self._now = now
+        self._counts = [threads, *(count for count in (8, 4, 2, 1) if count < threads)]
+        assert max(self._counts[1:], default=1) <= MOST_OF_SOME
+        self._now = Look.now if now is None else now
+        self._last = self._now()
+        self._is_first, self._speaking = True, 0
         self._patience = PATIENCE_S
         self._changed = self._tried = float("-inf")
-        self.begin(since)
+        if since is not None and (others := self._last.used_since(since)) is not None:
+            self.threads, self._is_first = self._fastest(others), False
 
-    def begin(self, since: Look | None = None) -> None:
-        """Look from now on, or from then, and believe the first window: there was none before."""
-        self._is_first, self._windows = True, 0
-        self._last = self._now() if since is None else since
+    def begin(self) -> None:
+        """A computation begins: what was seen a while ago is forgotten, and the first window is believed."""
+        now = self._now()
+        if now.at - self._last.at > STALE_S:
+            self._last = now
+            self._is_first, self._speaking = True, 0
+            self._patience = PATIENCE_S
 
     def look(self, at: float) -> int:
         """How many threads to go on with. Cheap: most calls see that it is too early, and look at nothing.
@@ -97,32 +115,38 @@ class Crowding:
         """
         if at - self._last.at < WINDOW_S or self.all == 1:
             return self.threads
-        if not self._is_first and at - self._last.at > STALE_S:
-            self.begin()
-            return self.threads
         before, self._last = self._last, self._now()
-        if before.others is None or self._last.others is None:
+        others = self._last.used_since(before)
+        if others is None:
             return self.threads
-        fitting = self._fitting((self._last.others - before.others) / (self._last.at - before.at))
-        self._windows = 0 if fitting == self.threads else self._windows + 1
-        if self._windows >= WINDOWS or (self._windows and self._is_first):
-            self._change_to(fitting, self._last.at)
+        fastest = self._fastest(others)
+        direction = (fastest > self.threads) - (fastest < self.threads)
+        self._speaking = self._speaking + direction if self._speaking * direction > 0 else direction
+        if abs(self._speaking) >= WINDOWS or (direction and self._is_first):
+            self._change_to(fastest, self._last.at)
         self._is_first = False
         return self.threads
 
-    def _fitting(self, others: float) -> int:
-        """The most threads that are not slower than one less, while others use so many cores on average."""
-        return next((t for t in range(self.all, 1, -1) if others <= self.cores - t + SLACK / t), 1)
+    def _fastest(self, others: float) -> int:
+        """The number of threads that compute fastest while others use so many cores on average.
 
-    def _change_to(self, threads: int, now: float) -> None:
+        While one of them has no core all of them wait: of t threads so much as there is too little room for.
+        """
+
+        def speed(threads: int) -> float:
+            return threads * max(0.0, 1 - max(0.0, threads + others - self.cores))
+
+        return max(self._counts, key=lambda threads: (speed(threads), -threads))
+
+    def _change_to(self, threads: int, at: float) -> None:
         if threads > self.threads:
-            if now - self._changed < self._patience:
+            if at - self._changed < self._patience:
                 return
-            self._tried = now
-        elif threads < self.threads:
-            in_vain = now - self._tried < 2 * self._patience
+            self._tried = at
+        else:
+            in_vain = at - self._tried < 2 * self._patience
             self._patience = min(2 * self._patience, MOST_PATIENCE_S) if in_vain else PATIENCE_S
-        self.threads, self._changed, self._windows = threads, now, 0
+        self.threads, self._changed, self._speaking = threads, at, 0
 
 
 class _OfThread(threading.local):
@@ -134,11 +158,13 @@ class _OfThread(threading.local):
 
 
 _here = _OfThread()
+_open: list[Crowding] = []
+"""Of all threads."""
 
 
 def expect_others() -> None:
-    """Look at the machine, so that `room_for_others` knows at its begin what came since. Not twice in a thread."""
-    if _here.since is None:
+    """Look at the machine, so that this thread's first `room_for_others` begins with what it knows since."""
+    if _here.crowding is None and _here.since is None:
         _here.since = Look.now()
 
 
@@ -150,19 +176,25 @@ def room_for_others() -> Generator[None]:
     """
     import torch
 
-    if _here.is_on:
+    if _here.is_on or "OMP_NUM_THREADS" in os.environ:
         yield
         return
     threads = torch.get_num_threads()
+    if _here.crowding is None:
+        # torch gives a thread that is begun now as many as there are inside of a room elsewhere.
+        threads = next((each.all for each in _open if each.threads == threads), threads)
     if _here.crowding is None or _here.crowding.all != threads:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-        _here.crowding = Crowding(threads, max(cores, threads), _here.since)
+        _here.crowding = Crowding(threads, len(usable_cores() or range(threads)), _here.since)
+        _here.since = None
     _here.is_on = True
-    make_room()
+    _open.append(_here.crowding)
     try:
+        _here.crowding.begin()
+        make_room()
         yield
     finally:
         _here.is_on = False
+        _open.remove(_here.crowding)
         _set_threads(threads)
 
 

@@ -76,6 +76,11 @@ class FastForm:
         """Whether now, to the bit, a picture does not depend on how many go through the U-Net with it."""
         return self.is_taken_up and why_unavailable() is None
 
+    @property
+    def ignores_threads(self) -> bool:
+        """Whether, to the bit, what is drawn does not depend on the number of threads, however many there are."""
+        return self.is_possible and why_unavailable() is None
+
     def take_up(self) -> None:
         if self.is_possible and not self.is_taken_up:
             assert self.unet is not None, "the U-Net is not in memory"

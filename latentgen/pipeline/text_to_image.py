@@ -34,7 +34,7 @@ from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import COMPILED, MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
-from latentgen.kernels.crowding import expect_others, room_for_others
+from latentgen.kernels.crowding import MOST_OF_SOME, expect_others, room_for_others
 from latentgen.kernels.gpu import check_can_compile, decode_compiled, lay_out_for_gpu, wants_channels_last
 from latentgen.kernels.unet import FastForm
 from latentgen.kernels.vae import speed_up_vae
@@ -116,6 +116,8 @@ class TextToImage:
         self.conditioner = Conditioner(bundle)
         self.one_by_one = self.device.type == "cpu"
         """Whether every picture goes through the network alone, whatever the batch size; see the seed contract."""
+        self.makes_room = True
+        """Whether a CPU that others use too is given fewer threads (`kernels/crowding.py`)."""
         self.vae: VAEUse | None = None
         """What stands in the place of the model's own VAE (`use_vae`)."""
         self.vae_tiling: Tiling = "auto"
@@ -285,8 +287,12 @@ class TextToImage:
                 yield GenerationResult(pixels, self._metadata(request, pixels, size), timings)
 
     def _room_for_others(self) -> AbstractContextManager[None]:
-        """For what computes on a CPU, whose cores may be wanted by other processes too."""
-        return room_for_others() if self.device.type == "cpu" else nullcontext()
+        """For what computes on a CPU, whose cores may be wanted by other processes too, and is exact on any of them."""
+        exact = self.fast_form.ignores_threads or (
+            self.dtype == torch.float32 and torch.get_num_threads() <= MOST_OF_SOME
+        )
+        makes_room = self.makes_room and exact and self.device.type == "cpu" and not self.compiled
+        return room_for_others() if makes_room else nullcontext()
 
     def _places(self, batches: Sequence[Sequence[GenerationRequest]]) -> dict[object, int]:
         """How many pictures the U-Net is given of each kind (`_walk`): a compiled one those of the fullest batch."""
