@@ -30,7 +30,12 @@ Align = Annotated[
     ),
 ]
 AlignWeight = Annotated[
-    float, typer.Option("--align-weight", rich_help_panel=NOISE, help="Weight of --align beside the loss.")
+    float | None,
+    typer.Option(
+        "--align-weight",
+        rich_help_panel=NOISE,
+        help=f"Weight of --align beside the loss (default: {DEFAULT_WEIGHT}).",
+    ),
 ]
 
 
@@ -57,6 +62,13 @@ class AlignChoice:
 
         patches = PatchStates.load(self.path).to(device)
         return FrozenNetwork(lambda pictures: patches(pictures.to(device))[-1], f"clip-{weights_fingerprint(patches)}")
+
+
+def weight_of(path: Path | None, weight: float | None) -> float:
+    """The loss's. Raises InputError for one without `--align`."""
+    if path is None and weight is not None:
+        raise InputError(f"--align-weight {weight} weighs nothing", hint="give --align too")
+    return DEFAULT_WEIGHT if weight is None else weight
 
 
 def choose_alignment(path: Path | None, weight: float, levels: int) -> AlignChoice | None:

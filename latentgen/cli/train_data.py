@@ -6,6 +6,7 @@ and with --skip-bad `skipped.jsonl`, what was left out and why.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,12 +39,18 @@ class TrainingPictures(NamedTuple):
 
 
 def open_pictures(
-    run: RunOptions, resolution: int, cache: Path, process: PartialState, *, size_multiple_px: int | None = None
+    run: RunOptions,
+    resolution: int,
+    cache: Path,
+    process: PartialState,
+    *,
+    size_multiple_px: int | None = None,
+    captions: bool = True,
 ) -> TrainingPictures:
     """The records of --data and their pictures; small sets are decoded by the first process into the folder `cache`.
 
     size_multiple_px: what the sides of --aspect-buckets are multiples of; None: the largest power of two, at most 64,
-    that divides the resolution.
+    that divides the resolution. captions: False where pictures alone are trained on.
     Raises InputError when a picture cannot be used and --skip-bad is not given, and on a resume when the data is not
     what the run began with; both before anything is computed.
     """
@@ -65,11 +72,14 @@ def open_pictures(
             scanned = scan(
                 run.data,
                 held_out=False,
+                captions=captions,
                 seen=seen,
                 threads=run.threads,
                 on_progress=lambda done, total: report(done, total, "looking at the pictures"),
             )
         scanned.require(skip_bad=run.skip_bad)
+        if not captions:  # nor is it another set where one is corrected
+            scanned = replace(scanned, used=[replace(record, captions=()) for record in scanned.used])
         shapes = _shapes(run, scanned.used, resolution, size_multiple_px)
         keep = _nothing
         if process.is_main_process:
@@ -82,11 +92,24 @@ def open_pictures(
             kinds = sorted(set(shapes), reverse=True)
             named = ", ".join(f"{width}x{height}" for height, width in kinds[:8])
             say(f"shapes of the pictures: {named}{', …' if len(kinds) > 8 else ''}")
+        enlarged = sum(_is_smaller(each, shape) for each, shape in zip(scanned.used, shapes, strict=True))
+        if enlarged:
+            is_one = enlarged == 1
+            say(
+                f"{enlarged} of {len(shapes)} pictures {'is' if is_one else 'are'} smaller than "
+                f"{'its' if is_one else 'their'} training size and will be enlarged: soft pictures teach softness"
+            )
         size_bytes = sum(3 * height * width for height, width in shapes)
         if size_bytes <= PIXEL_CACHE_LIMIT_BYTES:
             return TrainingPictures(scanned.used, PixelCache(scanned.used, shapes, cache, say), keep)
     say(f"{size_bytes / 2**30:.0f} GiB of decoded pictures are too many to keep: each is decoded when it is needed")
     return TrainingPictures(scanned.used, PixelStream(scanned.used, shapes, run.threads), keep)
+
+
+def _is_smaller(record: Record, shape: Shape) -> bool:
+    """Whether a picture must be enlarged to fill a shape (h, w)."""
+    height, width = shape
+    return record.size_px[0] < width or record.size_px[1] < height
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,13 @@ def check_can_validate(run: RunOptions, validation: tuple[int, ...], pictures: i
     if run.validate_every and not validation:
         hint = f"--validation-pictures sets some of the {pictures} aside"
         raise InputError(f"--validate-every {run.validate_every} has no pictures to measure", hint=hint)
+
+
+def check_can_sample(run: RunOptions, prompts: Sequence[str]) -> None:
+    """Raise InputError where a U-Net or a LoRA should draw sheets on the way, and is not told what."""
+    if run.sample_every and not prompts:
+        hint = "give a file of them with --sample-prompts"
+        raise InputError(f"--sample-every {run.sample_every} has no prompts to draw", hint=hint)
 
 
 def open_held_out(

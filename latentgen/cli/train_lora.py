@@ -13,7 +13,7 @@ from latentgen.checkpoints.layout import read_config
 from latentgen.checkpoints.lora_names import TARGETS, Targets, is_target, narrowest_layer
 from latentgen.cli.model_names import resolve_model
 from latentgen.cli.train_data import open_pictures
-from latentgen.cli.train_held_out import ValidationPictures, check_can_validate, items_set_aside
+from latentgen.cli.train_held_out import ValidationPictures, check_can_sample, check_can_validate, items_set_aside
 from latentgen.cli.train_noise import (
     Cache,
     CaptionDropout,
@@ -108,6 +108,7 @@ def train_lora(
     rank = RANK if rank is None else rank
     alpha = float(rank) if alpha is None else alpha
     prompts = prompt_lines(sample_prompts)
+    check_can_sample(run, prompts)
     if run.dry_run:
         adapters = {"rank": rank, "alpha": alpha, "targets": chosen, "train_text_encoder": train_text_encoder}
         whole = {"model": model, "init": init, **adapters, "resolution": resolution, **settings, "prompts": prompts}

@@ -91,10 +91,25 @@ def objective_settings(
     }
 
 
+RARE = 0.2
+"""Of a timestep's share among all of them, where uniform ones have 1."""
+
+
 def tell_of_weights(settings: Mapping[str, Any], diffusion: DiffusionConfig, say: Callable[[str], None]) -> None:
-    """Say so where a timestep that is asked for is not trained: with min-SNR weights one of SNR 0 counts nothing."""
+    """Say so where the timestep that drawing begins with is not trained: with min-SNR weights one of SNR 0 counts
+    nothing, and logit-normal timesteps may be near to everything but the ends.
+    """
     if settings["min_snr_gamma"] is not None and diffusion.rescale_betas_zero_snr:
         say("--min-snr-gamma weighs the last timestep, all noise with zero terminal SNR, with 0: it is not learnt")
+    if settings["timestep_sampling"] == "logit-normal" and diffusion.rescale_betas_zero_snr:
+        steps = diffusion.num_train_timesteps
+        from_mean = (math.log(steps - 1) - settings["logit_mean"]) / settings["logit_std"]
+        share = math.erfc(from_mean / math.sqrt(2)) / 2
+        if share * steps < RARE:
+            say(
+                f"only one in {1 / max(share, 1e-12):,.0f} timesteps is the last, all noise with zero terminal SNR: "
+                "where drawing begins is hardly learnt (a larger --logit-mean or --logit-std, or uniform timesteps)"
+            )
 
 
 def prompt_lines(file: Path | None) -> tuple[str, ...]:

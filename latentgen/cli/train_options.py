@@ -94,7 +94,8 @@ MaxSteps = Annotated[
     typer.Option("--max-steps", "--max-train-steps", min=1, rich_help_panel=RUN, help="Optimizer steps in all."),
 ]
 MaxMinutes = Annotated[
-    float | None, typer.Option("--max-minutes", min=0, rich_help_panel=RUN, help="Save and end after this time.")
+    float | None,
+    typer.Option("--max-minutes", min=0, rich_help_panel=RUN, help="Save and end after so long of training."),
 ]
 Precision = Annotated[
     str | None,

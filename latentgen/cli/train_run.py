@@ -51,6 +51,11 @@ def start_process(config: TrainConfig, options: RunOptions) -> PartialState:
         if options.out.exists() and not options.out.is_dir():
             raise InputError(f"cannot write to {options.out}: it is a file", hint="choose another --out")
         RunDir(options.out).check_start(options.resume)
+    if config.max_steps is not None and 2 * config.warmup_steps > config.max_steps:
+        say_in(process, options)(
+            f"the learning rate rises for {min(config.warmup_steps, config.max_steps)} of {config.max_steps} steps "
+            "(a smaller --warmup trains more)"
+        )
     return process
 
 

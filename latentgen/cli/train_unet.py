@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from latentgen.cli.model_names import named_folder, named_text_encoder
-from latentgen.cli.train_align import DEFAULT_WEIGHT, Align, AlignWeight, choose_alignment
+from latentgen.cli.train_align import Align, AlignWeight, choose_alignment, weight_of
 from latentgen.cli.train_data import open_pictures
-from latentgen.cli.train_held_out import ValidationPictures, check_can_validate, items_set_aside
+from latentgen.cli.train_held_out import ValidationPictures, check_can_sample, check_can_validate, items_set_aside
 from latentgen.cli.train_noise import (
     NOISE,
     Cache,
@@ -26,7 +26,7 @@ from latentgen.cli.train_noise import (
     prompt_lines,
     tell_of_weights,
 )
-from latentgen.cli.train_options import Init, Resolution, RunOptions, one_of, print_settings, run_command
+from latentgen.cli.train_options import Init, RunOptions, one_of, print_settings, run_command
 from latentgen.cli.train_run import finish, run_training, say_in, start_process
 from latentgen.config import BetaSchedule, PredictionType
 from latentgen.data.records import check_data_folder
@@ -105,7 +105,12 @@ def train_unet(
         bool, typer.Option("--download", help="Fetch --text-encoder from the hub if it is not in its local cache.")
     ] = False,
     init: Init = None,
-    resolution: Resolution = 256,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            "--resolution", min=16, help="Side of the training pictures, in pixels (default: --init's; without, 256)."
+        ),
+    ] = None,
     prediction_type: PredictionTypeOption = None,
     beta_schedule: BetaScheduleOption = None,
     zero_terminal_snr: ZeroTerminalSNR = False,
@@ -116,7 +121,7 @@ def train_unet(
     logit_std: LogitStd = None,
     min_snr_gamma: MinSNRGamma = None,
     align: Align = None,
-    align_weight: AlignWeight = DEFAULT_WEIGHT,
+    align_weight: AlignWeight = None,
     train_text_encoder: TrainTextEncoder = False,
     text_encoder_rate: TextEncoderRate = None,
     gradient_checkpointing: GradientCheckpointing = False,
@@ -149,16 +154,22 @@ def train_unet(
         "beta_schedule": _choice("--beta-schedule", beta_schedule, get_args(BetaSchedule)),
         "zero_terminal_snr": zero_terminal_snr,
     }
+    if init is not None and init.is_file():
+        raise InputError(
+            f"--init {init} is a file, and training goes on from a folder", hint=f"latentgen convert {init} FOLDER"
+        )
     vae = init if vae is None else vae
     text_encoder = (None if init is None else str(init)) if text_encoder is None else text_encoder
     if vae is None or text_encoder is None:
         missing = "--vae" if vae is None else "--text-encoder"
         raise InputError(f"{missing} is not given", hint="name one, or a whole model with --init")
+    weight = weight_of(align, align_weight)
     text_rate = _text_rate(text_encoder_rate, trained=train_text_encoder)
     prompts = prompt_lines(sample_prompts)
+    check_can_sample(run, prompts)
     if run.dry_run:
         parts = {"vae": vae, "text_encoder": text_encoder, "init": init, "resolution": resolution}
-        more: dict[str, Any] = {"align": align, "align_weight": align_weight} if align is not None else {}
+        more: dict[str, Any] = {"align": align, "align_weight": weight} if align is not None else {}
         if text_rate is not None:
             more["text_encoder_rate"] = text_rate
         return print_settings(config, run, {**parts, **process_settings, **settings, **more, "prompts": prompts})
@@ -171,7 +182,8 @@ def train_unet(
     vae_shape = read_vae_part(vae)
     found = find_text_encoder(text_encoder, download=download)
     model = plan_model(EMBEDDED, init, vae_shape, found.config, resolution=resolution, **process_settings)
-    followed = choose_alignment(align, align_weight, len(model.unet.block_out_channels))
+    side_px = model.defaults.width_px
+    followed = choose_alignment(align, weight, len(model.unet.block_out_channels))
     known_before = None if init is None else read_vocabulary(init / VOCABULARY)
     import torch
 
@@ -205,7 +217,7 @@ def train_unet(
     network.config = model.unet
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=model.size_multiple_px)
+    records, pixels, keep = open_pictures(run, side_px, folder, process, size_multiple_px=model.size_multiple_px)
     say = say_in(process, run)
     tell_of_weights(settings, model.diffusion, say)
     validation = items_set_aside(validation_pictures, len(records), run, process)
@@ -242,7 +254,7 @@ def train_unet(
     if features is not None:
         torch.manual_seed(run.seed)
         aligned = alignment.AlignedUNet(network, features.channels)
-        objective = alignment.AlignedObjective(aligned, denoising, features, align_weight)
+        objective = alignment.AlignedObjective(aligned, denoising, features, weight)
     if text_rate is not None:
         prompted = text_tuning.PromptedUNet(objective.network, encoder, text_rate)
         objective = text_tuning.PromptedObjective(prompted, objective, denoising)

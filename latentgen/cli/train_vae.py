@@ -32,8 +32,9 @@ Scaling = Annotated[
     typer.Option(
         "--scaling",
         help="How latents come to unit size: fold each channel's mean and spread into the weights, scaling_factor 1; "
-        "energy: fold in a rotation too, to components as large as what they change in the picture; or measured: one "
-        "scaling_factor in config.json, as SD has it. Default: fold, where there is a quant_conv.",
+        "energy: fold in a rotation too, to components as large as what they change in the picture; measured: one "
+        "scaling_factor in config.json, as SD has it; or keep: as the U-Net of --init knows them. Default: fold, where "
+        "there is a quant_conv, and keep with --init.",
     ),
 ]
 Reconstruction = Annotated[
@@ -191,7 +192,9 @@ def train_vae(
         adversarial_from=disc_start,
     )
     if scaling is not None:
-        one_of("--scaling", scaling, ("fold", "energy", "measured"))
+        one_of("--scaling", scaling, ("fold", "energy", "measured", "keep"))
+        if scaling == "keep" and init is None:
+            raise InputError("--scaling keep has nothing to keep", hint="leave it out, or go on from --init MODEL")
         if decoder_only:
             raise InputError("--decoder-only keeps the latents as they are", hint="leave --scaling out")
     if cache_latents and not (decoder_only and crop == resolution and not run.aspect_buckets):
@@ -257,11 +260,16 @@ def train_vae(
     if start is not None:
         shape = start.config
         check_vae_settings(shape, **checked)
-    method = _scaling_method(scaling, shape)
+    method = "keep" if init is not None and scaling is None else _scaling_method(scaling, shape)
     distance, identity = load_perceptual(choice), perceptual_identity(choice)
-    say_in(process, run)(f"perceptual loss: {choice.explanation}")
+    say = say_in(process, run)
+    say(f"perceptual loss: {choice.explanation}")
+    if init is not None and method != "keep":
+        say(f"--scaling {method}: the U-Net of {init} does not know the new latents (--scaling keep)")
     folder = cache if cache is not None else run.out / "cache"
-    records, pixels, keep = open_pictures(run, resolution, folder, process, size_multiple_px=shape.downscale)
+    records, pixels, keep = open_pictures(
+        run, resolution, folder, process, size_multiple_px=shape.downscale, captions=False
+    )
     held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
     validation = items_set_aside(
         validation_pictures, len(records), run, process, most=VALIDATION_PICTURES, held_out=held_out is not None
@@ -299,7 +307,7 @@ def train_vae(
     whole = VAENetwork(objective.network.vae.config, decoder_only=decoder_only).eval()
     vae = whole.vae
     load_strict(vae, part_of(trained.weights, "vae."), f"{run.out}'s last checkpoint", device=device_of(process))
-    if not decoder_only:
+    if method != "keep" and not decoder_only:
         measured_on = sorted({i * (len(pixels) - 1) // 199 for i in range(200)})
         vae.config = scale_latents(vae, pixels, measured_on, method)
     with torch.inference_mode():
@@ -308,12 +316,14 @@ def train_vae(
     finish(run, trained.outcome, figures)
 
 
-def _scaling_method(asked: str | None, shape: VAEConfig) -> Literal["fold", "energy", "measured"]:
+def _scaling_method(asked: str | None, shape: VAEConfig) -> Literal["fold", "energy", "measured", "keep"]:
     """How the latents of a VAE of this shape are scaled. Raises InputError for a fold into convolutions it has not."""
     foldable = shape.use_quant_conv and shape.use_post_quant_conv
     if asked in ("fold", "energy") and not foldable:
         what = f"--scaling {asked} needs a VAE with quant_conv and post_quant_conv"
         raise InputError(what, hint="--scaling measured")
+    if asked == "keep":
+        return "keep"
     if asked == "measured" or not foldable:
         return "measured"
     return "energy" if asked == "energy" else "fold"

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentgen.data.folders import METADATA, captioned_pictures, metadata_records
+from latentgen.data.folders import METADATA, captioned_pictures, lies_inside, metadata_records, roots_of
 from latentgen.data.record import Fault, Record, Skipped
 from latentgen.data.shards import shard_records
 from latentgen.data.unread import Unread, unread_pictures
@@ -23,7 +23,7 @@ SHOWN = 5
 def list_found(folder: Path, *, captions: bool = True) -> list[Record | Skipped]:
     """Everything in a data folder that is or should be a picture with captions, in a fixed order.
 
-    captions: False where pictures alone are looked at, and those in a plain folder need none.
+    captions: False where pictures alone are looked at, and those outside of shards need none.
     Raises ModelNotFoundError if the folder does not exist, InputError if it cannot be read or holds nothing.
     """
     check_data_folder(folder)
@@ -33,10 +33,10 @@ def list_found(folder: Path, *, captions: bool = True) -> list[Record | Skipped]
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if shards:
-        root = folder.resolve()
-        found = [record for shard in shards for record in _records_inside(root, shard)]
+        roots = roots_of(folder)
+        found = [record for shard in shards for record in _records_inside(roots, shard)]
     else:
-        found = metadata_records(folder) if listed else captioned_pictures(folder, captions=captions)
+        found = (metadata_records if listed else captioned_pictures)(folder, captions=captions)
     if not found:
         raise _empty(folder, unread_pictures(folder, ()))
     return found
@@ -108,9 +108,9 @@ def content_hash(record: Record) -> str:
     return record.sha256 or hashlib.sha256(record.read()).hexdigest()
 
 
-def _records_inside(root: Path, shard: Path) -> list[Record | Skipped]:
+def _records_inside(roots: tuple[Path, ...], shard: Path) -> list[Record | Skipped]:
     try:
-        inside = shard.resolve().is_relative_to(root)
+        inside = lies_inside(roots, shard)
     except (OSError, RuntimeError):
         return [Skipped(shard.name, Fault.DAMAGED_SHARD, "a loop of links")]
     return shard_records(shard) if inside else [Skipped(shard.name, Fault.OUTSIDE)]

@@ -74,6 +74,7 @@ def scan(
     folder: Path,
     *,
     held_out: bool | None = None,
+    captions: bool = True,
     seen: Mapping[str, Seen] | None = None,
     whole: bool = True,
     threads: int | None = None,
@@ -81,11 +82,11 @@ def scan(
 ) -> Scan:
     """List a data set and look at every picture, on `threads` threads (default: one a core).
 
-    held_out: as in `list_records`. whole: as in `inspect`. seen: earlier looks by the picture's name; a picture whose
-    file has not been touched since is not read again.
+    held_out and captions: as in `list_records`. whole: as in `inspect`. seen: earlier looks by the picture's name; a
+    picture whose file has not been touched since is not read again.
     Raises as `list_found` does; what is wrong with single pictures is in the result.
     """
-    found = list_found(folder)
+    found = list_found(folder, captions=captions)
     wanted = [each for each in found if isinstance(each, Skipped) or is_wanted(each, held_out)]
     look = partial(_look, {} if seen is None else seen, whole)
     used: list[Record] = []

@@ -40,13 +40,16 @@ class CLIPBatch(NamedTuple):
     """(B, 3, S, S), normalised by CLIP's mean and standard deviation."""
     token_ids: Tensor
     """(B, L) int64, L <= 77"""
+    alike: Tensor
+    """(B, B) bool: which other pairs have the same picture or the same caption, and are no wrong answer."""
 
 
 class CLIPObjective:
     """Symmetric cross-entropy over a batch of pairs. Source: CLIP, arXiv:2103.00020, figure 3.
 
     The pairs that a pair is held against are those of its own forward pass in its own process: more processes or more
-    accumulation give smoother gradients, not more negatives. Pictures are not mirrored: captions say left and right.
+    accumulation give smoother gradients, not more negatives. A pair is not held against another with its own picture or
+    caption, as small sets bring into one batch. Pictures are not mirrored: captions say left and right.
     """
 
     def __init__(
@@ -94,15 +97,21 @@ class CLIPObjective:
         for draw in draws:
             choices = self.records[draw.item].captions
             captions.append(choices[int(torch.randint(len(choices), (), generator=draw.generator("caption")))])
-        pixels = self._pictures(self.pixels, [draw.item for draw in draws])
-        return CLIPBatch(pixels, self._token_ids(captions))
+        items = torch.tensor([draw.item for draw in draws])
+        token_ids = self._token_ids(captions)
+        alike = (items[:, None] == items) | (token_ids[:, None] == token_ids).all(dim=2)
+        alike.fill_diagonal_(False)
+        return CLIPBatch(self._pictures(self.pixels, items.tolist()), token_ids, alike)
 
     def loss(self, network: nn.Module, batch: CLIPBatch, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         image, text, scale = network(batch.pixels, batch.token_ids)
         image, text = image.float(), text.float()
         with torch.autocast(image.device.type, enabled=False):  # or the products would be in half precision again
-            loss = cast(Tensor, self._loss(image, text, scale.float()))
-            right = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
+            both_ways = cast("tuple[Tensor, Tensor]", self._loss.get_logits(image, text, scale.float()))
+            by_picture, by_caption = (each.masked_fill(batch.alike, -math.inf) for each in both_ways)
+            own = torch.arange(len(image), device=image.device)
+            loss = (F.cross_entropy(by_picture, own) + F.cross_entropy(by_caption, own)) / 2
+            right = by_picture.argmax(dim=1) == own
         return loss, {"top1": right.float().mean(), "logit_scale": scale.detach()}
 
     def validate(self, network: nn.Module) -> Mapping[str, float]:

@@ -86,7 +86,7 @@ class Objective(Protocol):
         ...
 
     def write_samples(self, network: nn.Module, folder: Path, step: int) -> None:
-        """Draw pictures that show how far training has come."""
+        """Draw pictures that show how far training has come, into files of `folder`; none if there are none to draw."""
         ...
 
 
@@ -475,11 +475,13 @@ class _Run:
             kept = self.run.sample_folder() if self.is_main else TemporaryDirectory()
             with self.averaged_network() as network, kept as folder, self.stop.breaking():
                 self.objective.write_samples(network, Path(folder), self.step)
+                drawn = any(Path(folder).iterdir())
         except OSError as error:
             raise RuntimeFailure(f"cannot write sample pictures: {error.strerror or error}") from None
         except StopNow:
             return
-        self.tell("samples")
+        if drawn:
+            self.tell("samples")
 
     def validate(self) -> None:
         """Log the objective's figures of the averaged weights; once a step."""

@@ -32,14 +32,15 @@ def plan_model(
     vae: VAEConfig,
     text: TextEncoderConfig,
     *,
-    resolution: int,
+    resolution: int | None,
     prediction_type: PredictionType | None,
     beta_schedule: BetaSchedule | None,
     zero_terminal_snr: bool,
 ) -> ModelConfig:
     """The model that training makes: of `init`'s shape and settings, or of `base`'s fitted to the VAE and the text.
 
-    prediction_type and beta_schedule: None for those of `init` or `base`.
+    resolution: side of the pictures in pixels; None for that at which `init` or `base` draws. prediction_type and
+    beta_schedule: None for those of `init` or `base`.
     Raises ModelNotFoundError or ModelLoadError for an `init` without a sound U-Net, InputError for one that cannot be
     trained or does not fit, ConfigError for a resolution that the networks cannot halve.
     """
@@ -52,7 +53,9 @@ def plan_model(
         )
         before, defaults = base.diffusion, base.defaults
     else:
-        unet, before, defaults = _unet_of(init), read_diffusion(init), find_defaults(init, resolution)
+        unet, before = _unet_of(init), read_diffusion(init)
+        defaults = find_defaults(init, unet.sample_size * vae.downscale)
+    resolution = defaults.width_px if resolution is None else resolution
     diffusion = _changed(before, prediction_type, beta_schedule, zero_terminal_snr)
     defaults = replace(defaults, width_px=resolution, height_px=resolution)
     if diffusion.usual_schedule != before.usual_schedule:

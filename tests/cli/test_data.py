@@ -17,6 +17,9 @@ from tests.training.tiny_runs import write_pictures
 TRAIN = ("train-vae", "--data", "data", "--out", "run", "--resolution", "16", "--crop", "16", "--batch-size", "2",
          "--max-steps", "1", "--warmup", "1", "--threads", "1", "--perceptual", "none")  # fmt: skip
 
+TRAIN_UNET = ("train-unet", "--data", "data", "--out", "run", "--resolution", "16", "--batch-size", "2",
+              "--max-steps", "1", "--warmup", "0", "--threads", "1")  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def tiny_vae_preset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +68,7 @@ def test_check_of_a_sound_set(cli: Cli, data: Path) -> None:
     assert snapshot(data.parent) == before, "nothing is written"
 
 
-def test_check_is_strict_and_trains_as_it_says(cli: Cli, spoiled: Path) -> None:
+def test_check_is_strict_and_trains_as_it_says(cli: Cli, spoiled: Path, tiny_model: Path) -> None:
     before = snapshot(spoiled.parent)
     checked = cli("data", "check", "data")
     assert (checked.code, checked.err) == (2, f"error: {REASONS}\n")
@@ -78,7 +81,7 @@ def test_check_is_strict_and_trains_as_it_says(cli: Cli, spoiled: Path) -> None:
         ["no", "PNG,", "JPEG", "or", "WebP", "picture", "1"],
         ["identical", "0"],
     ]
-    assert_refused(cli(*TRAIN, "--quiet"), REASONS)
+    assert_refused(cli(*TRAIN_UNET, "--init", tiny_model, "--quiet"), REASONS)
     assert snapshot(spoiled.parent) == before, "no run folder, no list"
 
 
@@ -157,8 +160,8 @@ def test_stats(cli: Cli, data: Path) -> None:
     assert figures["words"]["picture"] == 12
 
 
-def test_training_without_the_bad_ones(cli: Cli, spoiled: Path) -> None:
-    outcome = cli(*TRAIN, "--skip-bad")
+def test_training_without_the_bad_ones(cli: Cli, spoiled: Path, tiny_model: Path) -> None:
+    outcome = cli(*TRAIN_UNET, "--init", tiny_model, "--skip-bad")
     assert outcome.code == 0, outcome.err
     assert "3 of 12 pictures are left out: see run/skipped.jsonl" in outcome.err
     assert len(Path("run/skipped.jsonl").read_text().splitlines()) == 3
@@ -168,9 +171,34 @@ def test_training_without_the_bad_ones(cli: Cli, spoiled: Path) -> None:
     assert str(spoiled.parent) not in Path("run/pictures.json").read_text(), "names are relative"
 
 
-def test_a_resume_names_what_has_changed(cli: Cli, data: Path) -> None:
+def test_an_autoencoder_needs_no_captions(cli: Cli, spoiled: Path) -> None:
+    """Two of the pictures have none; nor is a caption that is corrected another set of pictures."""
+    outcome = cli(*TRAIN, "--quiet")
+    says = "1 of 12 pictures in data cannot be used: 005.png: no PNG, JPEG or WebP picture"
+    assert_refused(outcome, f"{says} (mend them, or leave them out with --skip-bad)")
+    (spoiled / "005.png").unlink()
     assert cli(*TRAIN).code == 0
-    again = (*TRAIN, "--max-steps", "2", "--resume", "latest")
+    (spoiled / "002.txt").write_text("other words")
+    outcome = cli(*TRAIN, "--max-steps", "2", "--resume", "latest")
+    assert outcome.code == 0, outcome.err
+    (spoiled / "metadata.jsonl").write_text('{"file_name": "001.png"}\n{"file_name": "002.png", "caption": "two"}\n')
+    outcome = cli(*TRAIN, "--out", "listed")
+    assert outcome.code == 0, outcome.err
+    wrong = "no caption: its line has neither text nor captions beside the name: caption"
+    assert f"002.png: {wrong}" in cli("data", "check", "data").err
+
+
+def test_pictures_that_are_enlarged_are_told_of(cli: Cli, data: Path) -> None:
+    Image.new("RGB", (64, 48)).save(data / "001.png")
+    outcome = cli(*TRAIN, "--resolution", "32")
+    assert "11 of 12 pictures are smaller than their training size and will be enlarged" in outcome.err
+    assert "enlarged" not in cli(*TRAIN, "--out", "other").err
+
+
+def test_a_resume_names_what_has_changed(cli: Cli, data: Path, tiny_model: Path) -> None:
+    train = (*TRAIN_UNET, "--init", tiny_model)
+    assert cli(*train).code == 0
+    again = (*train, "--max-steps", "2", "--resume", "latest")
     kept = snapshot(data.parent / "run")
     (data / "002.txt").write_text("other words")
     (data / "004.png").write_bytes((data / "005.png").read_bytes())

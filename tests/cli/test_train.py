@@ -324,7 +324,7 @@ def test_data_that_is_not_there_or_not_whole(cli: Cli, tmp_path: Path) -> None:
     says = "1 of 2 pictures in data cannot be used: 001.png: no PNG, JPEG or WebP picture"
     assert_fails(cli("train-vae", *MINIMAL["train-vae"], *sizes), says)
     (tmp_path / "data/001.txt").unlink()
-    assert_fails(cli("train-vae", *MINIMAL["train-vae"], *sizes), "001.png: no caption: write one to 001.txt")
+    assert_fails(cli("train-clip", *MINIMAL["train-clip"]), "001.png: no caption: write one to 001.txt")
 
 
 def test_parts_that_do_not_fit(cli: Cli, tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

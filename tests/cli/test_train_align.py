@@ -78,6 +78,7 @@ def test_the_unet_comes_out_as_ever(
         (("--align", "some.safetensors"), "--align some.safetensors is a LoRA", 2),
         (("--align", "probe.safetensors", "--align-weight", "0"), "--align-weight 0.0 must be positive and finite", 2),
         (("--align", "probe.safetensors", "--align-weight", "inf"), "--align-weight inf must be positive", 2),
+        (("--align-weight", "0.5"), "--align-weight 0.5 weighs nothing (give --align too)", 2),
     ],
 )
 @pytest.mark.usefixtures("pictures", "probe")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from latentgen.checkpoints.diffusers_config import write_scheduler
 from latentgen.checkpoints.folder import ModelBundle, load_model, load_unet, save_model
 from latentgen.checkpoints.layout import find_defaults
+from latentgen.cli.train_noise import objective_settings, tell_of_weights
 from latentgen.config import BetaSchedule, GenerationDefaults
 from latentgen.diffusion.guidance import GuidedDenoiser
 from latentgen.diffusion.latents import LatentSpace
@@ -271,6 +273,49 @@ def test_export_numbers(guidance: str, says: str, cli: Cli, tiny_model: Path) ->
     parts = ("--unet", tiny_model, "--vae", tiny_model, "--text-encoder", tiny_model, "--out", "model")
     assert_refused(cli("export", *parts, "--guidance", guidance), says)
     assert not Path("model").exists()
+
+
+def test_training_goes_on_at_the_size_of_init(cli: Cli, tiny_model: Path, pictures: Path) -> None:
+    """And what it makes draws at that size, unless another is asked for."""
+    quick = QUICK[: QUICK.index("--resolution")] + QUICK[QUICK.index("--resolution") + 2 :]
+    common = ("train-unet", "--data", pictures, "--init", tiny_model, *quick)
+    size = load_model(tiny_model).config.defaults.width_px
+    for options, expected in (((), size), (("--resolution", "32"), 32)):
+        outcome = cli(*common, "--out", f"run{expected}", *options)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(Path(f"run{expected}/data.json").read_text())["shapes"] == {f"{expected}x{expected}": 12}
+        assert find_defaults(Path(f"run{expected}/model"), 1).width_px == expected
+
+
+def test_sheets_of_no_prompts_and_a_file_to_go_on_from(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    common = ("train-unet", "--data", "data", "--out", "run", "--max-steps", "1")
+    says = "--sample-every 5 has no prompts to draw (give a file of them with --sample-prompts)"
+    assert_refused(cli(*common, "--init", tiny_model, "--sample-every", "5"), says)
+    (tmp_path / "sd.safetensors").write_bytes(b"")
+    says = (
+        "--init sd.safetensors is a file, and training goes on from a folder (latentgen convert sd.safetensors FOLDER)"
+    )
+    assert_refused(cli(*common, "--init", "sd.safetensors"), says)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "snr", "told"),
+    [
+        ({"timestep_sampling": "logit-normal"}, True, "where drawing begins is hardly learnt"),
+        ({"timestep_sampling": "logit-normal", "logit_mean": 3.0, "logit_std": 2.0}, True, None),
+        ({"timestep_sampling": "uniform"}, True, None),
+        ({"timestep_sampling": "logit-normal"}, False, None),
+        ({"min_snr_gamma": 5.0}, True, "it is not learnt"),
+    ],
+)
+def test_a_last_timestep_that_is_not_learnt_is_told_of(sampling: dict[str, Any], snr: bool, told: str | None) -> None:
+    given = {"caption_dropout": 0.0, "noise_offset": 0.0, "timestep_sampling": "uniform", "logit_mean": None}
+    settings = objective_settings(**{**given, "logit_std": None, "min_snr_gamma": None, **sampling})
+    diffusion = replace(TINY_MODEL.diffusion, prediction_type="v_prediction", rescale_betas_zero_snr=snr)
+    said: list[str] = []
+    tell_of_weights(settings, diffusion, said.append)
+    assert len(said) == (told is not None)
+    assert told is None or told in said[0]
 
 
 def test_what_is_missing_is_said_before_torch_is_imported(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

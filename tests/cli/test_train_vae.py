@@ -108,19 +108,21 @@ def test_averages_that_are_no_longer_wanted_are_not_the_model(cli: Cli, tmp_path
 
 @pytest.mark.usefixtures("pictures")
 def test_one_scaling_factor_as_sd_has_it(cli: Cli, tmp_path: Path) -> None:
-    """Where it is asked for, or where there are no convolutions to fold into: 1 / std of all latents."""
+    """1 / std of all latents, also where there are no convolutions to fold into."""
     save_vae(tiny_vae(), tmp_path / "full")
     bare = replace(TINY_VAE, use_quant_conv=False, use_post_quant_conv=False)
     save_vae(tiny_vae(bare), tmp_path / "bare")
-    for init, options in (("full", ("--scaling", "measured")), ("bare", ())):
+    for init in ("full", "bare"):
         outcome = cli(
-            *MINIMAL, "--out", f"run-{init}", "--init", init, *QUICK, *options, "--no-ema", "--kl-weight", "0"
+            *(*MINIMAL, "--out", f"run-{init}", "--init", init, *QUICK),
+            *("--scaling", "measured", "--no-ema", "--kl-weight", "0"),
         )
         assert outcome.code == 0, outcome.err
         vae = load_vae(Path(f"run-{init}/model"))
         latents = encode_all(vae)
         assert vae.config.scaling_factor == pytest.approx(1 / float(latents.std(correction=0)), rel=0.02)
-    folded = cli(*MINIMAL, "--out", "run-folded", "--init", "full", *QUICK)
+    folded = cli(*MINIMAL, "--out", "run-folded", "--init", "full", *QUICK, "--scaling", "fold")
+    assert "--scaling fold: the U-Net of full does not know the new latents (--scaling keep)" in folded.err
     assert folded.code == 0, folded.err
     vae = load_vae(Path("run-folded/model"))
     assert vae.config.scaling_factor == 1
@@ -129,6 +131,21 @@ def test_one_scaling_factor_as_sd_has_it(cli: Cli, tmp_path: Path) -> None:
         cli(*MINIMAL, "--out", "other", "--init", "bare", *QUICK, "--scaling", "fold"),
         "--scaling fold needs a VAE with quant_conv and post_quant_conv (--scaling measured)",
     )
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("options", [(), ("--scaling", "keep")])
+def test_what_goes_on_from_a_model_keeps_the_latents_of_its_unet(
+    options: tuple[str, ...], cli: Cli, tmp_path: Path
+) -> None:
+    save_vae(tiny_vae(replace(TINY_VAE, scaling_factor=0.18215)), tmp_path / "full")
+    outcome = cli(*MINIMAL, "--out", "run", "--init", "full", *QUICK, *options)
+    assert outcome.code == 0, outcome.err
+    assert "does not know the new latents" not in outcome.err
+    before, after = load_vae(Path("full")), load_vae(Path("run/model"))
+    assert after.config == before.config
+    drift = (encode_all(after) - encode_all(before)).std() / encode_all(before).std()
+    assert 0 < drift < 0.05, "two steps"
 
 
 def encode_all(vae: AutoencoderKL) -> torch.Tensor:
@@ -208,7 +225,8 @@ REFUSED = [
     (("--perceptual", "lpips"), "--perceptual lpips: its weights are not in", 2),
     (("--perceptual", "clip"), "--perceptual clip: there is no --perceptual-model", 2),
     (("--perceptual-model", "nowhere"), "no folder at --perceptual-model nowhere", 3),
-    (("--scaling", "one"), "--scaling one is not one of fold, energy, measured", 2),
+    (("--scaling", "one"), "--scaling one is not one of fold, energy, measured, keep", 2),
+    (("--scaling", "keep"), "--scaling keep has nothing to keep (leave it out, or go on from --init MODEL)", 2),
     (("--scaling", "fold", "--decoder-only", "--init", "m"), "--decoder-only keeps the latents as they are", 2),
     (("--latent-noise", "inf"), "--latent-noise inf must be a number, 0 or more", 2),
     (("--latent-noise", "0.1"), "--latent-noise 0.1 needs --decoder-only", 2),

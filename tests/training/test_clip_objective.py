@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,29 @@ def test_clip_loss_is_the_papers(tiny_data: TinyData) -> None:
     labels = torch.arange(6)
     torch.testing.assert_close(loss, (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2)
     assert float(metrics["top1"]) == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_no_pair_is_held_against_its_own_picture_or_caption(tiny_data: TinyData) -> None:
+    """A set smaller than a batch, the turn of an epoch: the loss is that of the other pairs, and can come to 0."""
+    objective = tiny_data.clip()
+    items = (0, 1, 2, 0, 1, 3)
+    objective.records = [*objective.records]
+    objective.records[3] = replace(objective.records[3], captions=objective.records[2].captions)
+    batch = objective.batch([Draw(0, k, item) for k, item in enumerate(items)])
+    alike = {(0, 3), (1, 4), (2, 5)}
+    assert {tuple(pair) for pair in batch.alike.nonzero().tolist()} == alike | {(b, a) for a, b in alike}
+    image, text, scale = objective.network(batch.pixels, batch.token_ids)
+    logits = scale * image @ text.T
+    expected = [
+        -(table[k, k] - torch.logsumexp(torch.stack([table[k, j] for j in range(6) if (k, j) not in alike | {
+            (b, a) for a, b in alike}]), 0)) for table in (logits, logits.T) for k in range(6)
+    ]  # fmt: skip
+    loss, _ = objective.loss(objective.network, batch, 0)
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    certain, text = torch.eye(16)[[0, 1, 2, 0, 1, 2]], torch.eye(16)[[0, 1, 2, 0, 1, 2]]
+    loss, metrics = objective.loss(lambda *_: (certain, text, torch.tensor(100.0)), batch, 0)  # pyright: ignore[reportArgumentType]
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert float(metrics["top1"]) == 1
 
 
 def test_a_logit_scale_beyond_its_limit_comes_back(tiny_data: TinyData) -> None:

@@ -109,6 +109,7 @@ def test_folder_with_metadata(tmp_path: Path) -> None:
         (b'{"file_name": "a.png", "captions": "x"}', "a.png: .*not a list of strings"),
         (b'{"file_name": "a.png", "text": "\\ud800"}', "a.png: caption is not UTF-8 text: .*surrogate"),
         (b'{"file_name": "../a.png", "text": "a"}', "leads out of the data folder"),
+        (b'{"file_name": "a.png", "caption": "a"}', "neither text nor captions beside the name: caption"),
         (b'{"file_name": "a\\u0000.png", "text": "a"}', "cannot be read"),
         (b'{"file_name": "a.gif", "text": "a"}', "a.gif: cannot be read: No such file"),
         (b'{"file_name": "a.png", "text": "a"}\n' * 2, "a.png: occurs twice: again in line 2"),
@@ -122,6 +123,33 @@ def test_metadata_that_is_not_whole(line: bytes, says: str, tmp_path: Path) -> N
     write_folder(tmp_path, {"a.png": b"x", "metadata.jsonl": line})
     with pytest.raises(InputError, match=says):
         list_records(tmp_path)
+
+
+def test_a_snapshot_of_the_hugging_face_cache_is_a_data_folder(tmp_path: Path) -> None:
+    """It holds links into a folder beside it; a link to anywhere else leads out there too."""
+    store = tmp_path / "datasets--someone--pictures"
+    snapshot, blobs = store / "snapshots" / "0a1b", store / "blobs"
+    blobs.mkdir(parents=True)
+    write_folder(blobs, {"11": b"x", "22": b'{"file_name": "a.png", "text": "one"}'})
+    snapshot.mkdir(parents=True)
+    for name, blob in (("a.png", "11"), ("metadata.jsonl", "22")):
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    (record,) = list_records(snapshot)
+    assert (record.read(), record.captions) == (b"x", ("one",))
+    (tmp_path / "elsewhere").mkdir()
+    write_folder(tmp_path / "elsewhere", {"b.png": b"y", "b.txt": b"two"})
+    (snapshot / "metadata.jsonl").unlink()
+    for name in ("b.png", "b.txt"):
+        (snapshot / name).symlink_to(tmp_path / "elsewhere" / name)
+    (snapshot / "a.txt").write_text("one")
+    with pytest.raises(InputError, match=r"b\.png: leads out of the data folder: a link: copy the file"):
+        list_records(snapshot)
+
+
+def test_captions_may_end_in_capitals(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"A.PNG": b"x", "A.TXT": b"one"})
+    (record,) = list_records(tmp_path)
+    assert record.captions == ("one",)
 
 
 def test_held_out_compositions_are_kept_apart(tmp_path: Path) -> None:
