@@ -13,6 +13,7 @@ from latentgen.cli.text_lines import check_printable, numbered_lines
 from latentgen.cli.train_options import one_of
 from latentgen.config import DiffusionConfig
 from latentgen.errors import InputError
+from latentgen.prompts.syntax import parse_prompt
 
 NOISE = "The objective"
 
@@ -115,11 +116,14 @@ def tell_of_weights(settings: Mapping[str, Any], diffusion: DiffusionConfig, say
 def prompt_lines(file: Path | None) -> tuple[str, ...]:
     """The prompts of a file, a line each; empty lines and # comments left out; none without a file.
 
-    Raises InputError for a file that cannot be read or holds none.
+    They are read as `generate` reads prompts, with emphasis and in chunks; wildcards are words.
+    Raises InputError for a file that cannot be read or holds none, and for what cannot be drawn in training.
     """
     if file is None:
         return ()
     source = f"--sample-prompts {file}"
+    if file.suffix.lower() == ".jsonl":
+        raise InputError(f"{source}: sheets are drawn with the model's settings", hint="a text file, a prompt a line")
     try:
         lines = numbered_lines(file.read_bytes(), source)
     except OSError as error:
@@ -127,4 +131,11 @@ def prompt_lines(file: Path | None) -> tuple[str, ...]:
     if not lines:
         raise InputError(f"{source} holds no prompts")
     check_printable(lines, source)
+    for number, line in lines:
+        try:
+            parsed = parse_prompt(line)
+        except InputError as error:
+            raise InputError(f"{source}, line {number}: {error.message}", hint=error.hint) from None
+        if parsed.loras:
+            raise InputError(f"{source}, line {number}: no LoRA is applied in training", hint="leave its tag out")
     return tuple(line for _, line in lines)

@@ -19,7 +19,8 @@ from torch import Tensor
 from latentgen.checkpoints.folder import ModelBundle
 from latentgen.checkpoints.textual_inversion import look_at_embedding, read_embedding
 from latentgen.errors import InputError
-from latentgen.models.tokenizer import CONTEXT_LENGTH
+from latentgen.models.clip_text import CLIPTextModel
+from latentgen.models.tokenizer import CONTEXT_LENGTH, Tokenizer
 from latentgen.prompts.check import check_prompts, skipped_layers
 from latentgen.prompts.chunks import Chunk, chunk_prompt
 from latentgen.prompts.syntax import parse_prompt
@@ -110,8 +111,7 @@ class Conditioner:
         """(77 * chunks, D) of a prompt, encoded by itself, so that it does not depend on what is drawn beside it."""
         encoder = self.bundle.text_encoder
         chunks = self._chunks(prompt, reading.embeddings)
-        rows = [self.bundle.tokenizer.wrap([token.id for token in chunk]) for chunk in chunks]
-        token_ids = torch.tensor(rows, device=next(encoder.parameters()).device)
+        token_ids = _token_ids(chunks, self.bundle.tokenizer, encoder)
         context = encoder(
             token_ids,
             skip_last=skipped_layers(reading.clip_skip),
@@ -141,6 +141,32 @@ class Conditioner:
             assert token.embedding is not None
             vectors[row, column] = by_name[token.embedding][token.vector]
         return vectors
+
+
+def chunks_of(prompt: str, tokenizer: Tokenizer) -> tuple[Chunk, ...]:
+    """The chunks of a prompt without textual inversions. Raises InputError for what cannot be read."""
+    return chunk_prompt(parse_prompt(prompt), tokenizer, {})
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: Tokenizer, encoder: CLIPTextModel) -> Tensor:
+    """(B, L, D), L = 77 times the chunks of the longest: as a `Conditioner` encodes them, without add-ons.
+
+    A prompt with fewer chunks is filled up with empty ones. Gradients are as they are outside.
+    """
+    chunks = [chunks_of(prompt, tokenizer) for prompt in prompts]
+    longest = max(map(len, chunks))
+    contexts: list[Tensor] = []
+    for each in chunks:
+        filled = [*each, *[()] * (longest - len(each))]
+        rows = encoder(_token_ids(filled, tokenizer, encoder))
+        contexts.append(torch.cat([_weigh(row, chunk) for row, chunk in zip(rows, filled, strict=True)]))
+    return torch.stack(contexts)
+
+
+def _token_ids(chunks: Sequence[Chunk], tokenizer: Tokenizer, encoder: CLIPTextModel) -> Tensor:
+    """(chunks, 77) int64 on the encoder's device."""
+    rows = [tokenizer.wrap([token.id for token in chunk]) for chunk in chunks]
+    return torch.tensor(rows, device=next(encoder.parameters()).device)
 
 
 def _prompts(request: GenerationRequest) -> tuple[str, ...]:

@@ -200,14 +200,23 @@ class UNetObjective:
 
     def _drawn(self, network: UNet, plan: SamplePlan) -> Iterator[Tensor]:
         """Raw z (C, h, w) of one of the plan's prompts after another, on the network's device."""
-        for first in range(0, len(plan.prompts), SAMPLES_AT_A_TIME):
-            yield from self._draw(network, plan, range(len(plan.prompts))[first : first + SAMPLES_AT_A_TIME])
+        from latentgen.pipeline.conditioning import chunks_of
+
+        # Together go prompts of as many chunks: one that is filled up for a longer neighbour gives another picture.
+        lengths = [len(chunks_of(prompt, plan.tokenizer)) for prompt in plan.prompts]
+        first = 0
+        for last in range(1, len(lengths) + 1):
+            if last == len(lengths) or last - first == SAMPLES_AT_A_TIME or lengths[last] != lengths[first]:
+                yield from self._draw(network, plan, range(first, last))
+                first = last
 
     def _draw(self, network: UNet, plan: SamplePlan, chosen: range) -> Tensor:
         """Raw z (B, C, h, w) of some prompts, by their numbers, which are their seeds."""
+        from latentgen.pipeline.conditioning import encode_prompts
+
         device, defaults = next(network.parameters()).device, plan.defaults
-        prompts = [plan.prompts[k] for k in chosen]
-        cond, uncond = (plan.text_encoder(plan.tokenizer.encode(texts).to(device)) for texts in (prompts, ("",)))
+        texts = ["", *(plan.prompts[k] for k in chosen)]
+        uncond, cond = encode_prompts(texts, plan.tokenizer, plan.text_encoder).split([1, len(chosen)])
         sigmas = self.schedule.inference_sigmas(defaults.steps, defaults.schedule)
         interval = guided_sigmas(sigmas, *defaults.guidance_interval)
         predicts, guidance = self.diffusion.prediction_type, defaults.guidance

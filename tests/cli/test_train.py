@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from latentgen.checkpoints.folder import load_model, load_vae, save_vae
 from latentgen.checkpoints.io import read_tensors
 from latentgen.cli.train_noise import prompt_lines
+from latentgen.errors import InputError
 from latentgen.presets import EMBEDDED
 from tests.cli.conftest import Cli, Outcome
 from tests.tiny import TINY_MODEL
@@ -308,6 +310,21 @@ def test_bad_options_of_one_command(
 def test_sample_prompts_are_read_as_other_prompts_are(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf# mine\r\na cat\r\n\r\na hen \xe2\x80\xa8and more\n")
     assert prompt_lines(tmp_path / "prompts.txt") == ("a cat", "a hen \u2028and more")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.jsonl", '{"prompt": "a"}', "p.jsonl: sheets are drawn with the model's settings"),
+        ("p.txt", "a\n\na <lora:ink:1>", "p.txt, line 3: no LoRA is applied in training"),
+        ("p.txt", "a\na <lora:ink:much>", "p.txt, line 2: "),
+        ("p.txt", "# none", "p.txt holds no prompts"),
+    ],
+)
+def test_sample_prompts_that_cannot_be_drawn(name: str, text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)):
+        prompt_lines(tmp_path / name)
 
 
 def test_a_run_needs_an_end(cli: Cli) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,13 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 from torch import Tensor
 
-from latentgen.config import DiffusionConfig, GenerationDefaults, PredictionType
+from latentgen.checkpoints.folder import ModelBundle
+from latentgen.config import DiffusionConfig, GenerationDefaults, ModelConfig, PredictionType
 from latentgen.data.pixels import to_float
 from latentgen.diffusion.fixed_draws import fixed_timesteps
 from latentgen.errors import RuntimeFailure
 from latentgen.models.clip_text import CLIPTextModel
+from latentgen.pipeline import TextToImage
 from latentgen.training.caches import LatentCache
 from latentgen.training.rng import Draw
 from latentgen.training.set_aside import pictures_to_set_aside, set_aside
@@ -120,6 +123,30 @@ def test_sample_sheet_of_any_number_of_prompts(tiny_data: TinyData, tmp_path: Pa
         objective.write_samples(objective.network, tmp_path, 7)
     with Image.open(tmp_path / "step_00000007.png") as sheet:
         assert sheet.size == (32, 32)
+
+
+def test_a_sample_sheet_shows_what_generate_draws(tiny_data: TinyData, tmp_path: Path) -> None:
+    """With emphasis, beyond 75 tokens, and whatever stands beside it on the sheet."""
+    objective = tiny_data.unet()
+    randomize(objective.network)
+    diffusion, vae = objective.diffusion, tiny_vae(VAE)
+    defaults = GenerationDefaults(width_px=16, height_px=16, steps=3, guidance=3.0, sampler="euler")
+    encoder = CLIPTextModel(TEXT).eval()
+    randomize(encoder)
+    prompts = ("a (red:1.5) picture", "red " * 100, "a red picture", "a BREAK picture", "a red picture")
+    objective.plan = SamplePlan(prompts, defaults, tiny_data.tokenizer, encoder, vae, columns=5)
+    with torch.inference_mode():
+        objective.write_samples(objective.network, tmp_path, 7)
+    config = ModelConfig(objective.network.config, VAE, TEXT, diffusion, defaults)
+    pipeline = TextToImage(ModelBundle(objective.network, vae, encoder, tiny_data.tokenizer, config))
+    pipeline.latent_space = objective.space
+    with Image.open(tmp_path / "step_00000007.png") as sheet:
+        tiles = [np.array(sheet.crop((16 * k, 0, 16 * k + 16, 16))) for k in range(5)]
+    for k, prompt in enumerate(prompts):
+        (drawn,) = pipeline.draw(prompt, seed=k)
+        difference = np.abs(drawn.pixels.astype(int) - tiles[k])
+        assert difference.max() <= 1, prompt
+    assert not np.array_equal(tiles[2], tiles[4]), "another seed"
 
 
 def test_a_sample_sheet_is_guided_where_the_models_pictures_will_be(tiny_data: TinyData, tmp_path: Path) -> None:
