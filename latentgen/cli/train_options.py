@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
@@ -69,7 +70,12 @@ Resolution = Annotated[int, typer.Option("--resolution", min=16, help="Side of t
 
 Resume = Annotated[
     str | None,
-    typer.Option("--resume", rich_help_panel=RUN, help="latest: continue the run in --out; auto: if there is one."),
+    typer.Option(
+        "--resume",
+        rich_help_panel=RUN,
+        metavar="latest|auto|STEP",
+        help="latest: continue the run in --out; auto: if there is one; a step: from that checkpoint, if it was kept.",
+    ),
 ]
 Seed = Annotated[
     int,
@@ -237,8 +243,8 @@ class RunOptions:
         if self.out.resolve().is_relative_to(self.data.resolve()):
             hint = "its sample pictures would be taken for data; choose another --out"
             raise InputError(f"--out {self.out} is in the data folder", hint=hint)
-        if self.resume is not None:
-            one_of("--resume", self.resume, ("latest", "auto"))
+        if self.resume is not None and not re.fullmatch(r"latest|auto|[0-9]{1,12}", self.resume):
+            raise InputError(f"--resume {self.resume} is not latest, auto, or the step of a checkpoint")
         if one_of("--log", self.log, ("jsonl", "tensorboard")) == "tensorboard" and find_spec("tensorboard") is None:
             raise InputError("--log tensorboard needs tensorboard", hint="pip install 'latentgen[log]'")
         return TrainConfig(

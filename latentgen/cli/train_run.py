@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from latentgen.cli.console import Console, Progress
 from latentgen.cli.train_progress import TrainingWatch
 from latentgen.config import TrainConfig
-from latentgen.errors import InputError, LatentgenError, RuntimeFailure
+from latentgen.errors import InputError, LatentgenError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -101,9 +101,7 @@ def run_training(
         raise SystemExit(128 + outcome.interrupted_by)
     if not outcome.is_main_process:
         return None
-    checkpoint = run.latest()
-    if checkpoint is None:
-        raise RuntimeFailure(f"the last checkpoint in {options.out} has vanished")
+    checkpoint = run.at(outcome.step)
     # A checkpoint of before --no-ema holds averages still.
     return Trained(outcome, (checkpoint.ema if config.ema_decay is not None else {}) or checkpoint.model)
 

@@ -247,7 +247,7 @@ class _Run:
             checkpoint = self.run.start(described, resume=resume, override=override, check=self.check_network)
         accelerator.wait_for_everyone()
         if not self.is_main:
-            checkpoint = self.run.latest()
+            checkpoint = self.run.chosen(resume)
         self.step = checkpoint.step if checkpoint is not None else 0
         self.images_seen = checkpoint.images_seen if checkpoint is not None else 0
         # Where an override changed their number, the next step begins at a multiple of it, so that it has one shape.

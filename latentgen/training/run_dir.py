@@ -71,8 +71,9 @@ class RunDir:
     ) -> Checkpoint | None:
         """Begin a run or take one up again; None for a fresh start. What a killed process left half-written is removed.
 
-        resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case). A run that was
-        stopped before its first checkpoint is begun again, with settings as they are now.
+        resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case), or the step of a
+        checkpoint that was kept: newer ones stay until the next is saved. A run that was stopped before its first
+        checkpoint is begun again, with settings as they are now.
         override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
         check: raises what keeps a checkpoint from being gone on with, before anything of the run is changed.
         Raises InputError when other settings differ, naming the keys, and when the run stands beyond its `max_steps`.
@@ -85,7 +86,7 @@ class RunDir:
             write_settings(self.path, config)
             return None
         differences = check_settings(self.path, config, override=override)
-        checkpoint = self.latest()
+        checkpoint = self.chosen(resume)
         last_step = config.get("max_steps")
         if checkpoint is not None and last_step is not None and checkpoint.step > last_step:
             hint = "give a later last step"
@@ -105,6 +106,25 @@ class RunDir:
             raise InputError(f"{self.path} already holds a run", hint=hint)
         if not started and resume == "latest":
             raise ModelNotFoundError(f"{self.path} holds no run to resume", hint="leave --resume out to start one")
+        if resume is not None and resume.isdigit():
+            steps = [_step_of(folder) for folder in self.checkpoint_folders()]
+            if int(resume) not in steps:
+                hint = f"it has {', '.join(map(str, steps))}; --keep keeps more" if steps else "it has none"
+                raise ModelNotFoundError(f"{self.path} keeps no checkpoint of step {resume}", hint=hint)
+
+    def chosen(self, resume: str | None) -> Checkpoint | None:
+        """The checkpoint that `resume` names, see `start`: the latest, if it is not a step."""
+        return self.at(int(resume)) if resume is not None and resume.isdigit() else self.latest()
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step. Raises RuntimeFailure if it is damaged, or there is none."""
+        folder = self.path / f"step_{step:08d}"
+        manifest = _verified_manifest(folder)
+        if manifest is None:
+            raise RuntimeFailure(
+                f"{folder} is damaged, or not there", hint="--resume latest takes the newest sound one"
+            )
+        return _read_checkpoint(folder, manifest)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, with a warning about newer ones that do not; None if there is none yet.
@@ -117,13 +137,7 @@ class RunDir:
             if manifest is None:
                 logger.warning("checkpoint %s is damaged; looking for an older one", folder)
                 continue
-            return Checkpoint(
-                step=manifest["step"],
-                images_seen=manifest["images_seen"],
-                model=read_tensors(folder / "model.safetensors"),
-                ema=read_tensors(folder / "ema.safetensors") if "ema.safetensors" in manifest["files"] else {},
-                optimizer=read_tensors(folder / "optimizer.safetensors"),
-            )
+            return _read_checkpoint(folder, manifest)
         if folders:
             hint = "restore one, or choose another --out"
             raise RuntimeFailure(f"every checkpoint in {self.path} is damaged", hint=hint)
@@ -235,6 +249,16 @@ class RunDir:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name[5:])
+
+
+def _read_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        step=manifest["step"],
+        images_seen=manifest["images_seen"],
+        model=read_tensors(folder / "model.safetensors"),
+        ema=read_tensors(folder / "ema.safetensors") if "ema.safetensors" in manifest["files"] else {},
+        optimizer=read_tensors(folder / "optimizer.safetensors"),
+    )
 
 
 def _write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

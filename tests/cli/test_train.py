@@ -260,7 +260,7 @@ def test_dry_run_prints_what_would_be_done(command: str, cli: Cli, tmp_path: Pat
     [
         (("--mixed-precision", "fp8"), "--mixed-precision fp8 is not one of no, bf16, fp16"),
         (("--lr-scheduler", "step"), "--lr-scheduler step is not one of constant, linear, cosine"),
-        (("--resume", "yes"), "--resume yes is not one of latest, auto"),
+        (("--resume", "yes"), "--resume yes is not latest, auto, or the step of a checkpoint"),
         (("--lr", "0"), "--lr 0.0 must be positive"),
         (("--muon-lr", "nan"), "--muon-lr nan must be positive"),
         (("--ema-decay", "1"), "--ema-decay 1.0 must lie in (0, 1)"),

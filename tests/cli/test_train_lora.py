@@ -36,6 +36,32 @@ def assert_refused(outcome: Outcome, says: str, code: int = 2) -> None:
     assert says in outcome.err
 
 
+def test_the_lora_of_any_checkpoint_that_was_kept(cli: Cli, pictures: Path, tiny_model: Path) -> None:
+    """Written without a step more; and training that goes on from there is that of a run that stopped there."""
+    command = ("train-lora", "--data", pictures, "--model", tiny_model, *QUICK, "--lr", "0.05", "--save-every", "1")
+    command = (*command, "--keep", "3", "--max-steps", "3")
+    assert cli(*command, "--out", "run").code == 0
+    last = KOHYA.read_bytes()
+    folders = sorted(path.name for path in Path("run").glob("step_*"))
+    averages = {name: read_tensors(Path("run") / name / "ema.safetensors") for name in folders}
+    assert len(averages) == 3
+    chosen = cli(*command, "--out", "run", "--resume", "2", "--max-minutes", "0")
+    assert (chosen.code, chosen.out) == (0, "run/model\n"), chosen.err
+    assert sorted(path.name for path in Path("run").glob("step_*")) == folders, "none is lost by looking"
+    kohya = load_file(KOHYA)
+    name = "mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    written = kohya[f"lora_unet_{name}.lora_up.weight"]
+    assert torch.equal(written, averages["step_00000002"][f"adapters.unet_{name}.up.weight"])
+    assert not torch.equal(written, averages["step_00000003"][f"adapters.unet_{name}.up.weight"])
+    assert cli(*command, "--out", "run", "--resume", "1").code == 0
+    assert KOHYA.read_bytes() == last
+    assert_refused(
+        cli(*command, "--out", "run", "--resume", "7"),
+        "run keeps no checkpoint of step 7 (it has 1, 2, 3; --keep keeps more)",
+        3,
+    )
+
+
 def test_a_lora_that_diffusers_draws_with(cli: Cli, pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Train, resume, read back; and both files change diffusers' networks as they change ours."""
     (tmp_path / "prompts.txt").write_text("a red picture\n")
@@ -144,7 +170,7 @@ def test_dry_run_prints_what_would_be_done(cli: Cli, tmp_path: Path) -> None:
         (("--noise-offset", "inf"), "--noise-offset inf must be finite", 2),
         (("--noise-offset", "nan"), "'--noise-offset'", 2),
         (("--sample-prompts", "none.txt"), "--sample-prompts none.txt cannot be read: No such file", 2),
-        (("--resume", "yes"), "--resume yes is not one of latest, auto", 2),
+        (("--resume", "yes"), "--resume yes is not latest, auto, or the step of a checkpoint", 2),
         (("--model", "nowhere"), "there is no model folder nowhere", 3),
     ],
 )
