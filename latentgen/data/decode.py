@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentgen.data.record import Fault, FaultError, Record, Skipped, Stamp
 from latentgen.errors import InputError
+from latentgen.exif import QUARTERS, read_turn
 from latentgen.file_starts import START_BYTES, picture_format
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -32,10 +33,6 @@ MAX_PICTURE_BYTES = 2**28
 MIN_SIDE_PX = 8
 MAX_ASPECT = 8.0
 """Longer side to shorter. A centre crop of anything longer would show an eighth of it."""
-
-EXIF_ORIENTATION = 0x0112
-LYING = range(5, 9)
-"""Orientations that turn a picture by a quarter."""
 
 READ_AHEAD = 32
 """Pictures decoded by each thread before they are asked for."""
@@ -147,8 +144,15 @@ def _opened(data: bytes) -> Image.Image:
 
 def _loaded(picture: Image.Image) -> Image.Image:
     """The decoded picture, upright. Raises FaultError where its data is not whole."""
+    _load(picture)
+    turn = read_turn(picture)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _load(picture: Image.Image) -> None:
+    """Decode a picture. Raises FaultError where its data is not whole."""
     try:
-        return ImageOps.exif_transpose(picture)
+        picture.load()
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  a decoder raises whatever a damaged file leads it to
@@ -164,13 +168,11 @@ def _ignore_pillows_warnings() -> None:
 def _upright_size(picture: Image.Image, *, whole: bool) -> tuple[int, int]:
     """Width and height after the EXIF rotation."""
     width, height = picture.size
-    if not whole and picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
-        return width, height  # Pillow would decode all of it, to see whether EXIF data follows the pixels
-    try:
-        lying = picture.getexif().get(EXIF_ORIENTATION) in LYING
-    except Exception as error:  # noqa: BLE001  as above
-        raise FaultError(Fault.DAMAGED, str(error)) from None
-    return (height, width) if lying else (width, height)
+    if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
+        if not whole:
+            return width, height  # Pillow would decode all of it, to see whether EXIF data follows the pixels
+        _load(picture)
+    return (height, width) if read_turn(picture) in QUARTERS else (width, height)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

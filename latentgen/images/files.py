@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
+from latentgen.exif import DAMAGED_EXIF
 from latentgen.images.foreign import parse_object
 from latentgen.images.pixels import Pixels
 
@@ -33,21 +34,7 @@ MAX_PIXELS = 64 * 2**20
 
 _PNG_COMPRESS_LEVEL = 6
 _QUALITY = 95
-_EXIF_IFD, _MAKER_NOTE, _USER_COMMENT, _ORIENTATION = 0x8769, 0x927C, 0x9286, 0x0112
-_DAMAGED_EXIF = (
-    SyntaxError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error, OSError,
-)  # fmt: skip
-"""What Pillow raises for it. It makes no picture unreadable."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF's orientation (EXIF 2.32, section 4.6.4) to what makes the picture upright."""
+_EXIF_IFD, _MAKER_NOTE, _USER_COMMENT = 0x8769, 0x927C, 0x9286
 _TIFF_HEADER_BYTES, _TIFF_ENTRY_BYTES, _TIFF_LONG, _TIFF_UNDEFINED = 8, 12, 4, 7
 _MAKER = b"latentgen\0"
 _UNICODE = b"UNICODE\0"
@@ -172,22 +159,6 @@ def read_picture_text(path: Path) -> tuple[str, tuple[int, int], PictureText]:
         return image.format or "", image.size, _text_of(image)
 
 
-def find_turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes a picture upright, by its EXIF's orientation; None if nothing is said, or cannot be read.
-
-    A PNG's EXIF may stand behind its pixels, so they are decoded. `ImageOps.exif_transpose` would also write all other
-    tags anew, which fails where one of them is damaged.
-    """
-    image.load()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow tells of every damaged tag
-            turn: int = image.getexif().get(_ORIENTATION, 1)
-            return _TURNS.get(turn)
-    except _DAMAGED_EXIF:
-        return None
-
-
 class open_picture:
     """`with open_picture(path) as image`: one of FORMATS, with every failure of Pillow's as one of ours."""
 
@@ -255,7 +226,7 @@ def _exif_of(image: Image.Image) -> tuple[str | None, str | None, str | None]:
             warnings.simplefilter("ignore")  # Pillow tells of every damaged tag
             exif = image.getexif()
             section = exif.get_ifd(_EXIF_IFD)
-    except _DAMAGED_EXIF:
+    except DAMAGED_EXIF:
         return None, None, None
     note = section.get(_MAKER_NOTE)
     if not isinstance(note, bytes) or not note.startswith(_MAKER):

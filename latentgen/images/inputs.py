@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from latentgen.errors import InputError
-from latentgen.images.files import find_turn, open_picture
+from latentgen.exif import find_turn
+from latentgen.images.files import open_picture
 from latentgen.images.pixels import Pixels
 
 MASKED = 128

@@ -12,7 +12,7 @@ from PIL import Image
 
 from latentgen.config import ModelConfig
 from latentgen.errors import InputError
-from latentgen.images.files import find_turn
+from latentgen.exif import find_turn
 from latentgen.images.inputs import Mask, check_mask, read_input, read_mask
 from latentgen.images.pixels import Pixels, pixels_sha256
 from latentgen.images.sizes import drawn_size

@@ -17,7 +17,7 @@ from tests.tiny_bundle import save_tiny_model
 PACKAGE = Path(latentgen.__file__).parent
 
 LAYERS = {
-    1: {"config", "presets", "errors", "request", "jsonfile", "file_starts", "user_folders"},
+    1: {"config", "presets", "errors", "request", "jsonfile", "file_starts", "exif", "user_folders"},
     2: {"models", "diffusion"},
     3: {"samplers", "checkpoints", "corpus", "data", "images", "kernels", "prompts"},
     4: {"pipeline", "training", "evaluation"},

@@ -152,6 +152,13 @@ def links(folder: Path) -> None:
         (folder / f"{name}.txt").write_text("a link")
 
 
+def png_with_exif(exif: bytes) -> bytes:
+    """Which Pillow would refuse to turn."""
+    at = PNG.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    return PNG[:at] + chunk + PNG[at:]
+
+
 def odd_names(folder: Path) -> None:
     """A newline, an escape sequence, and a byte that is no UTF-8: all usable."""
     for k, name in enumerate((b"a\nb", b"\x1b[31mred", b"\xff\xfe")):
@@ -186,6 +193,7 @@ ROWS = [
     picture_row("3", "JPEG cut in its header", JPEG[:100], F.DAMAGED, "jpg"),
     picture_row("3", "truncated PNG", PNG[: len(PNG) // 2], F.DAMAGED),
     picture_row("3", "truncated WebP", encoded(noise(64, 64), "WEBP")[:-200], F.DAMAGED, "webp"),
+    picture_row("4", "EXIF that is none", png_with_exif(b"\xff" * 40), None),
     picture_row("4", "CRC error", PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], F.DAMAGED),
     picture_row("5", "EPS renamed", EPS, F.FOREIGN, "jpg"),
     picture_row("6", "60000 x 60000", png_header(60000, 60000), F.TOO_LARGE),
