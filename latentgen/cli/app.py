@@ -83,16 +83,18 @@ _END = """
 def run() -> NoReturn:
     """The program: the command line of this process, and its end with the exit code."""
     code: list[int] = []
-    atexit.register(_end_at_once, code)  # before any other, so that it is called when all others have been
+    # The last comes first: what was registered before, by a coverage tool or a tracer, would not be called.
+    if atexit._ncallbacks() == 0:  # pyright: ignore[reportPrivateUsage]
+        atexit.register(_end_at_once, code)
     code.append(main(sys.argv[1:]))
     if code[0] in (INTERRUPTED, TERMINATED):
         os._exit(code[0])  # here already: another signal, while others are called, would change the code
     sys.exit(code[0])
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one command line and give back its exit code; nothing is raised."""
-    arguments = list(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line, this process's own if none is given, and give back its exit code; nothing is raised."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     return run_guarded(lambda: _dispatch(arguments), arguments)
 
 

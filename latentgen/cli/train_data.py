@@ -83,7 +83,7 @@ def open_pictures(
         shapes = _shapes(run, scanned.used, resolution, size_multiple_px)
         keep = _nothing
         if process.is_main_process:
-            keep = _compare(run, scanned, shapes, before)
+            keep = _compare(run, scanned, shapes, before, captions=captions)
             if scanned.unread is not None:
                 console.warn(f"{run.data}: {scanned.unread}")
             if scanned.skipped:
@@ -126,7 +126,9 @@ def _shapes(run: RunOptions, records: Sequence[Record], resolution: int, multipl
     return assign_buckets((record.size_px for record in records), buckets)
 
 
-def _compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[str, Any] | None) -> Callable[[], None]:
+def _compare(
+    run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[str, Any] | None, *, captions: bool
+) -> Callable[[], None]:
     """What writes down the data that a run begins with; on a resume raise InputError naming what is not as it was."""
     from collections import Counter
 
@@ -138,7 +140,7 @@ def _compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[s
     resumed = run.resume is not None and bool(RunDir(run.out).checkpoint_folders())
     if resumed and "data" not in (run.override or ()):
         if before is not None:
-            changes = [describe_change(before, manifest)]
+            changes = [describe_change(before, manifest, captions=captions)]
             if before.get("shapes") != manifest["shapes"]:
                 changes.append("the shapes of --resolution and --aspect-buckets are others")
             if any(changes):
@@ -153,7 +155,7 @@ def _compare(run: RunOptions, scanned: Scan, shapes: list[Shape], before: dict[s
         "held out": scanned.held_out,
         "skipped": scanned.reasons,
         "identical pictures": scanned.identical,
-        "captions": sum(len(record.captions) for record in scanned.used),
+        **({"captions": sum(len(record.captions) for record in scanned.used)} if captions else {}),
         "shapes": dict(sorted(counts.items())),
     }
 

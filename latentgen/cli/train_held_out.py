@@ -71,18 +71,21 @@ def check_can_sample(run: RunOptions, prompts: Sequence[str]) -> None:
 
 
 def open_held_out(
-    run: RunOptions, resolution: int, cache: Path, process: PartialState, *, count: int
+    run: RunOptions, resolution: int, cache: Path, process: PartialState, *, count: int, captions: bool = True
 ) -> tuple[list[Record], Pictures] | None:
     """At most `count` of the records that are labelled `held_out`, spread evenly, and their pictures as squares.
 
-    None where there are no such records. Those that cannot be used are passed over: nothing is trained on them.
+    captions: False where pictures alone are looked at. None where there are no such records. Those that cannot be used
+    are passed over: nothing is trained on them.
     """
     from latentgen.data.decode import inspect
     from latentgen.data.pixels import PixelCache
     from latentgen.data.record import Record
     from latentgen.data.records import is_wanted, list_found
 
-    found = [each for each in list_found(run.data) if isinstance(each, Record) and is_wanted(each, True)]
+    found = [
+        each for each in list_found(run.data, captions=captions) if isinstance(each, Record) and is_wanted(each, True)
+    ]
     count = min(count, len(found))
     looked_at = [inspect(found[k * len(found) // count]) for k in range(count)]
     records = [each for each in looked_at if isinstance(each, Record)]

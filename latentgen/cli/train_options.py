@@ -74,7 +74,8 @@ Resume = Annotated[
         "--resume",
         rich_help_panel=RUN,
         metavar="latest|auto|STEP",
-        help="latest: continue the run in --out; auto: if there is one; a step: from that checkpoint, if it was kept.",
+        help="latest: continue the run in --out; auto: if there is one; a step: from that checkpoint, if it was kept; "
+        "training on from there removes the later ones.",
     ),
 ]
 Seed = Annotated[

@@ -96,7 +96,8 @@ def run_training(
     if outcome.interrupted_by is not None:
         if outcome.is_main_process:
             console.event("interrupted", step=outcome.step, signal=outcome.interrupted_by)
-            again = "the same command with --resume latest goes on from it"
+            newest = run.checkpoint_folders()[-1].name == f"step_{outcome.step:08d}"
+            again = f"the same command with --resume {'latest' if newest else outcome.step} goes on from it"
             console.note(f"saved step {outcome.step}; {again}, or with --max-minutes 0 as well writes its model")
         raise SystemExit(128 + outcome.interrupted_by)
     if not outcome.is_main_process:

@@ -270,7 +270,7 @@ def train_vae(
     records, pixels, keep = open_pictures(
         run, resolution, folder, process, size_multiple_px=shape.downscale, captions=False
     )
-    held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES)
+    held_out = open_held_out(run, resolution, folder, process, count=VALIDATION_PICTURES, captions=False)
     validation = items_set_aside(
         validation_pictures, len(records), run, process, most=VALIDATION_PICTURES, held_out=held_out is not None
     )

@@ -30,7 +30,7 @@ def metadata_records(folder: Path, *, captions: bool = True) -> list[Record | Sk
     """Hugging Face's ImageFolder form: a line of `metadata.jsonl` a picture, with `file_name` and `text`.
 
     A line may also hold `captions`, all of them, and labels; the corpus writes both. captions: whether a line without
-    any is at fault.
+    any is at fault; if not, none is read.
     """
     path = folder / METADATA
     try:
@@ -57,7 +57,7 @@ def metadata_records(folder: Path, *, captions: bool = True) -> list[Record | Sk
             if captions and not is_captioned:
                 keys = ", ".join(labels) or "nothing"
                 raise FaultError(Fault.NO_CAPTION, f"its line has neither text nor captions beside the name: {keys}")
-            texts = take_captions(labels, labels.pop("text", "")) if is_captioned else ()
+            texts = take_captions(labels, labels.pop("text", "")) if captions else ()
             size_bytes = _size_inside(roots, folder / name)
             if not name.lower().endswith(PICTURE_SUFFIXES):
                 raise FaultError(Fault.FOREIGN)
@@ -71,7 +71,7 @@ def metadata_records(folder: Path, *, captions: bool = True) -> list[Record | Sk
 def captioned_pictures(folder: Path, *, captions: bool = True) -> list[Record | Skipped]:
     """Pictures and captions side by side, by name; what lies in subfolders is not looked at.
 
-    captions: whether a picture without one is at fault.
+    captions: whether a picture without one is at fault; if not, none is read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -104,14 +104,14 @@ def _captioned_picture(
     if name.lower().endswith(FOREIGN_SUFFIXES):
         raise FaultError(Fault.FOREIGN)
     size_bytes = _size_inside(roots, picture)
+    if not needs_caption:
+        return Record(picture.stem, (), picture, None, size_bytes)
     captions = [
         folder / (picture.stem + spelt)
         for suffix in CAPTION_SUFFIXES
         for spelt in (suffix, suffix.upper())
         if picture.stem + spelt in present
     ]
-    if not captions and not needs_caption:
-        return Record(picture.stem, (), picture, None, size_bytes)
     if not captions:
         raise FaultError(Fault.NO_CAPTION, f"write one to {picture.stem}.txt")
     if len(captions) > 1:

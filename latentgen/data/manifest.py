@@ -37,14 +37,18 @@ def data_manifest(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def describe_change(before: Mapping[str, Any], after: Mapping[str, Any], *, captions: bool = True) -> str:
     """What differs between two manifests, such as "2 pictures added (x.png, y.png), 1 changed (z.png)".
 
-    The empty string where their fingerprints are the same.
+    The empty string where their fingerprints are the same; or, without captions, their pictures.
     """
     if before["fingerprint"] == after["fingerprint"]:
         return ""
     then, now = before["pictures"], after["pictures"]
+    if not captions:
+        if [(name, then[name]["sha256"]) for name in then] == [(name, now[name]["sha256"]) for name in now]:
+            return ""
+        now = {name: {**entry, "captions": then.get(name, entry)["captions"]} for name, entry in now.items()}
     common = [name for name in now if name in then]
     changes = {
         "added": [name for name in now if name not in then],

@@ -23,7 +23,7 @@ SHOWN = 5
 def list_found(folder: Path, *, captions: bool = True) -> list[Record | Skipped]:
     """Everything in a data folder that is or should be a picture with captions, in a fixed order.
 
-    captions: False where pictures alone are looked at, and those outside of shards need none.
+    captions: False where pictures alone are looked at: no caption is read, nor missed.
     Raises ModelNotFoundError if the folder does not exist, InputError if it cannot be read or holds nothing.
     """
     check_data_folder(folder)
@@ -34,7 +34,7 @@ def list_found(folder: Path, *, captions: bool = True) -> list[Record | Skipped]
         raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if shards:
         roots = roots_of(folder)
-        found = [record for shard in shards for record in _records_inside(roots, shard)]
+        found = [record for shard in shards for record in _records_inside(roots, shard, captions)]
     else:
         found = (metadata_records if listed else captioned_pictures)(folder, captions=captions)
     if not found:
@@ -108,12 +108,12 @@ def content_hash(record: Record) -> str:
     return record.sha256 or hashlib.sha256(record.read()).hexdigest()
 
 
-def _records_inside(roots: tuple[Path, ...], shard: Path) -> list[Record | Skipped]:
+def _records_inside(roots: tuple[Path, ...], shard: Path, captions: bool) -> list[Record | Skipped]:
     try:
         inside = lies_inside(roots, shard)
     except (OSError, RuntimeError):
         return [Skipped(shard.name, Fault.DAMAGED_SHARD, "a loop of links")]
-    return shard_records(shard) if inside else [Skipped(shard.name, Fault.OUTSIDE)]
+    return shard_records(shard, captions=captions) if inside else [Skipped(shard.name, Fault.OUTSIDE)]
 
 
 def _empty(folder: Path, unread: Unread | None = None) -> InputError:

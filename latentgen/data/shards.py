@@ -34,8 +34,11 @@ Parts = dict[str, tarfile.TarInfo]
 """The members of one sample by their lower-case suffix."""
 
 
-def shard_records(shard: Path) -> list[Record | Skipped]:
-    """Every sample of a shard, in the order of their first members; one Skipped where the shard itself is damaged."""
+def shard_records(shard: Path, *, captions: bool = True) -> list[Record | Skipped]:
+    """Every sample of a shard, in the order of their first members; one Skipped where the shard itself is damaged.
+
+    captions: whether a sample without one is at fault; if not, none is read.
+    """
     try:
         with tarfile.open(shard, "r:") as tar:
             samples, doubled = _group_members(tar)
@@ -44,7 +47,7 @@ def shard_records(shard: Path) -> list[Record | Skipped]:
                 file.seek(tar.offset)
                 if file.read(len(END_OF_TAR)) != END_OF_TAR:
                     raise tarfile.ReadError("it is cut short")
-            found = [_sample(shard, tar, key, parts, doubled.get(key)) for key, parts in samples.items()]
+            found = [_sample(shard, tar, key, parts, doubled.get(key), captions) for key, parts in samples.items()]
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return [Skipped(shard.name, Fault.DAMAGED_SHARD, reason)]
@@ -68,14 +71,18 @@ def _group_members(tar: tarfile.TarFile) -> tuple[dict[str, Parts], dict[str, st
     return samples, doubled
 
 
-def _sample(shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: str | None) -> Record | Skipped:
+def _sample(
+    shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: str | None, captions: bool
+) -> Record | Skipped:
     try:
-        return _record(shard, tar, key, parts, doubled)
+        return _record(shard, tar, key, parts, doubled, captions)
     except FaultError as error:
         return error.skipped(f"{shard.name}/{key}")
 
 
-def _record(shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: str | None) -> Record:
+def _record(
+    shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: str | None, needs_caption: bool
+) -> Record:
     for member in parts.values():
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
@@ -89,7 +96,7 @@ def _record(shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: 
     foreign = [parts[suffix] for suffix in FOREIGN_PARTS if suffix in parts]
     if foreign and not pictures:
         raise FaultError(Fault.FOREIGN, foreign[0].name)
-    if len(pictures) != 1 or "txt" not in parts:
+    if len(pictures) != 1 or (needs_caption and "txt" not in parts):
         raise FaultError(Fault.INCOMPLETE, f"it has {', '.join(sorted(parts))}")
 
     def text(part: str) -> str:
@@ -100,5 +107,5 @@ def _record(shard: Path, tar: tarfile.TarFile, key: str, parts: Parts, doubled: 
         return decode_caption(file.read())
 
     labels = parse_labels(text("json")) if "json" in parts else {}
-    captions = take_captions(labels, text("txt"))
+    captions = take_captions(labels, text("txt")) if needs_caption else ()
     return Record(key, captions, shard, pictures[0].offset_data, pictures[0].size, labels)

@@ -23,8 +23,8 @@ WINDOW_S = 0.15
 """How long is looked at before something is said of it: some of the scheduler's turns, and of its clock's ticks."""
 WINDOWS = 2
 """So many in a row that speak for more threads, or for fewer; one alone may be something short."""
-MOST_OF_SOME = 8
-"""Threads, where they are not all: a power of two up to here. Of other numbers less is known to be exact."""
+EXACT_THREADS = 8
+"""Up to which float32 is exact; the fast form with compiled kernels is for any number."""
 STALE_S = 2.0
 """After which a look is too long ago to say how it is now."""
 PATIENCE_S, MOST_PATIENCE_S = 0.5, 30.0
@@ -90,8 +90,7 @@ class Crowding:
         """cores: how many this process may use; since: a look from before, so that there is something to begin with."""
         self.all = self.threads = threads
         self.cores = cores
-        self._counts = [threads, *(count for count in (8, 4, 2, 1) if count < threads)]
-        assert max(self._counts[1:], default=1) <= MOST_OF_SOME
+        self._counts = [threads >> halvings for halvings in range(threads.bit_length())]
         self._now = Look.now if now is None else now
         self._last = self._now()
         self._is_first, self._speaking = True, 0

@@ -34,7 +34,7 @@ from latentgen.diffusion.strength import check_passes, hires_size, keeps_pixels
 from latentgen.errors import InputError, LatentgenError, RuntimeFailure
 from latentgen.images.metadata import COMPILED, MAX_BATCH_SIZE, Computation, PictureMetadata, VAEUse
 from latentgen.images.pixels import Pixels, pixels_sha256
-from latentgen.kernels.crowding import MOST_OF_SOME, expect_others, room_for_others
+from latentgen.kernels.crowding import EXACT_THREADS, expect_others, room_for_others
 from latentgen.kernels.gpu import check_can_compile, decode_compiled, lay_out_for_gpu, wants_channels_last
 from latentgen.kernels.unet import FastForm
 from latentgen.kernels.vae import speed_up_vae
@@ -289,7 +289,7 @@ class TextToImage:
     def _room_for_others(self) -> AbstractContextManager[None]:
         """For what computes on a CPU, whose cores may be wanted by other processes too, and is exact on any of them."""
         exact = self.fast_form.ignores_threads or (
-            self.dtype == torch.float32 and torch.get_num_threads() <= MOST_OF_SOME
+            self.dtype == torch.float32 and torch.get_num_threads() <= EXACT_THREADS
         )
         makes_room = self.makes_room and exact and self.device.type == "cpu" and not self.compiled
         return room_for_others() if makes_room else nullcontext()

@@ -207,7 +207,10 @@ class _Run:
         network.train()
         clock = _Clock(self.images_seen)
         latest: tuple[float, Mapping[str, Tensor], float] | None = None
+        from_a_step = resume is not None and resume.isdigit()
         while not self.ends(clock):
+            if from_a_step and latest is None and self.is_main:
+                self.run.go_on_from(self.step)
             with gpu.compiler_failures_named() if config.compile else nullcontext():
                 latest = self.one_step(network, optimizer)
             self.tell("step", loss=latest[0])

@@ -72,7 +72,7 @@ class RunDir:
         """Begin a run or take one up again; None for a fresh start. What a killed process left half-written is removed.
 
         resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case), or the step of a
-        checkpoint that was kept: newer ones stay until the next is saved. A run that was stopped before its first
+        checkpoint that was kept; `go_on_from` it before a step is made. A run that was stopped before its first
         checkpoint is begun again, with settings as they are now.
         override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
         check: raises what keeps a checkpoint from being gone on with, before anything of the run is changed.
@@ -115,6 +115,15 @@ class RunDir:
     def chosen(self, resume: str | None) -> Checkpoint | None:
         """The checkpoint that `resume` names, see `start`: the latest, if it is not a step."""
         return self.at(int(resume)) if resume is not None and resume.isdigit() else self.latest()
+
+    def go_on_from(self, step: int) -> None:
+        """Remove the checkpoints of later steps: what is trained now is not what they hold, whatever the settings."""
+        try:
+            for folder in self.checkpoint_folders():
+                if _step_of(folder) > step:
+                    self._remove(folder)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot go on in {self.path}: {error.strerror}") from None
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of a step. Raises RuntimeFailure if it is damaged, or there is none."""

@@ -92,7 +92,9 @@ def read_story(folder: Path) -> Story:
 
 
 class _Log:
-    """log.jsonl, line by line: a later line about a step replaces an earlier one, a start forgets what came after."""
+    """log.jsonl, line by line: a later line about a step replaces an earlier one, and the first step after a start
+    forgets what came after it before. A start that makes no step, which writes an older model, forgets nothing.
+    """
 
     def __init__(self) -> None:
         self.lines: dict[int, Mapping[str, Any]] = {}
@@ -103,6 +105,7 @@ class _Log:
         self.step = 0
         self.images_seen = 0
         self.last_kind: str | None = None
+        self._forgets_after: int | None = None
 
     def take(self, line: Mapping[str, Any]) -> None:
         step = line.get("step")
@@ -113,9 +116,12 @@ class _Log:
             self.history.append(line)
         if self.last_kind == "start":
             self.elapsed_s.append(0.0)
+            self._forgets_after = step
+        elif self._forgets_after is not None and step > self._forgets_after:
             for kept in (self.lines, self.validations):
-                for later in [each for each in kept if each > step]:
+                for later in [each for each in kept if each > self._forgets_after]:
                     del kept[later]
+            self._forgets_after = None
         if self.last_kind == "failed":
             return  # that step was not made
         self.step = step

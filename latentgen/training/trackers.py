@@ -20,14 +20,17 @@ NOT_CURVES = frozenset({"step", "elapsed_s", "validation", "failed"})
 class TensorBoard:
     """Scalars and sample sheets in OUT/tensorboard: give an instance as a run's `report`.
 
-    A resumed run goes on in a file of its own; what an earlier start wrote after the checkpoint it resumed from counts
-    no more (TensorBoard's `purge_step`). The disk's refusal ends the tracking with a warning, never the training.
+    A resumed run goes on in a file of its own; once it makes a step, what an earlier start wrote after the checkpoint
+    it resumed from counts no more (TensorBoard's `purge_step`). The disk's refusal ends the tracking with a warning,
+    never the training.
     """
 
     def __init__(self, folder: Path, samples: Path) -> None:
         self.folder, self.samples = folder, samples
         self._writer: SummaryWriter | None = None
         self._refused = False
+        self._begun_at: int | None = None
+        """The step of a start after which none was made yet."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if not self._refused:
@@ -51,20 +54,30 @@ class TensorBoard:
     def _take(self, event: Mapping[str, Any]) -> None:
         step: int = event["step"]
         if event.get("start"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
-        writer = self._writer
-        assert writer is not None, "a run begins with its start"
+            self._begun_at = step
+            return
+        if self._begun_at is not None and step > self._begun_at:
+            self._open(purge_step=self._begun_at + 1)
+            self._begun_at = None
+        writer = self._writer or self._open()
         if event.get("told") == "samples":
             self._add_sheet(writer, step)
         elif event.get("told") == "checkpoint":
             writer.flush()
-        elif "told" not in event and not event.get("start"):
+        elif "told" not in event:
             group = "validation" if event.get("validation") else "training"
             for name, value in event.items():
                 if name not in NOT_CURVES and isinstance(value, int | float):
                     writer.add_scalar(f"{group}/{name}", value, step)
+
+    def _open(self, purge_step: int | None = None) -> SummaryWriter:
+        """A file of its own. purge_step: what was written of this step and later ones, before, is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        return self._writer
 
     def _add_sheet(self, writer: SummaryWriter, step: int) -> None:
         sheet = self.samples / f"step_{step:08d}.png"

@@ -99,6 +99,8 @@ def command(arguments):
     print("done", end=" ")
     return 3
 app.main = command
+if "earlier" in sys.argv:
+    atexit.register(print, "earlier", end=" ")
 sys.modules.update({name: types.ModuleType(name) for name in sys.argv[1:]})
 if "closed" in sys.argv:
     os.close(1)
@@ -116,6 +118,7 @@ def test_with_torch_the_process_ends_when_all_is_done_and_written() -> None:
     assert (ended().returncode, ended().stdout) == (3, "done cleaned freed")
     quick = ended("torch")
     assert (quick.returncode, quick.stdout) == (3, "done cleaned ")
+    assert ended("torch", "earlier").stdout == "done cleaned earlier freed"
 
 
 def test_what_cannot_be_written_at_the_end_is_told_as_python_tells_it() -> None:

@@ -179,11 +179,17 @@ def test_an_autoencoder_needs_no_captions(cli: Cli, spoiled: Path) -> None:
     (spoiled / "005.png").unlink()
     assert cli(*TRAIN).code == 0
     (spoiled / "002.txt").write_text("other words")
+    (spoiled / "001.txt").write_bytes(b"")
     outcome = cli(*TRAIN, "--max-steps", "2", "--resume", "latest")
     assert outcome.code == 0, outcome.err
     (spoiled / "metadata.jsonl").write_text('{"file_name": "001.png"}\n{"file_name": "002.png", "caption": "two"}\n')
     outcome = cli(*TRAIN, "--out", "listed")
     assert outcome.code == 0, outcome.err
+    Path("shards").mkdir()
+    with tarfile.open("shards/0.tar", "w") as shard:
+        shard.add(spoiled / "001.png", "001.png")
+        shard.add(spoiled / "002.png", "002.png")
+    assert cli("train-vae", "--data", "shards", *TRAIN[3:], "--out", "tarred").code == 0
     wrong = "no caption: its line has neither text nor captions beside the name: caption"
     assert f"002.png: {wrong}" in cli("data", "check", "data").err
 

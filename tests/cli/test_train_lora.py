@@ -55,6 +55,11 @@ def test_the_lora_of_any_checkpoint_that_was_kept(cli: Cli, pictures: Path, tiny
     assert not torch.equal(written, averages["step_00000003"][f"adapters.unet_{name}.up.weight"])
     assert cli(*command, "--out", "run", "--resume", "1").code == 0
     assert KOHYA.read_bytes() == last
+    other = ("--resume", "1", "--override", "lr", "--lr", "0.01")
+    assert cli(*command, "--out", "run", *other, "--max-minutes", "0").code == 0
+    assert sorted(path.name for path in Path("run").glob("step_*")) == folders
+    assert cli(*command, "--out", "run", *other).code == 0
+    assert KOHYA.read_bytes() != last, "nothing of the later checkpoints is left"
     assert_refused(
         cli(*command, "--out", "run", "--resume", "7"),
         "run keeps no checkpoint of step 7 (it has 1, 2, 3; --keep keeps more)",

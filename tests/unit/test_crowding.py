@@ -60,7 +60,8 @@ def crowding_on(machine: Machine, threads: int, cores: int | None = None) -> Cro
         (16, 16, 8.0, 8),
         (16, 16, 9.0, 4),
         (16, 16, 40.0, 1),
-        (12, 12, 1.0, 8),
+        (12, 12, 1.0, 6),
+        (64, 64, 0.9, 32),
         (4, 16, 11.0, 4),  # there is room beside them
         (4, 16, 14.0, 2),
         (8, 4, 0.0, 4),  # more than there are cores

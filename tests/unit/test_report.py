@@ -228,6 +228,17 @@ def test_after_a_resume_the_later_lines_count(tmp_path: Path) -> None:
     assert mark.get("d") == f"M{1000 * 4 / 6:.1f} 0V1000"
 
 
+def test_a_start_that_makes_no_step_forgets_nothing(tmp_path: Path) -> None:
+    """One that writes an older checkpoint's model; the next that goes on forgets."""
+    first = [{"start": True, "step": 0}, *(line(s, 1.0) for s in range(1, 9))]
+    looked = [{"start": True, "step": 4}, {"step": 4, "images_seen": 16, "validation": True, "val_loss": 0.5}]
+    looked.append({"end": True, "step": 4, "images_seen": 16})
+    story = read_story(write_run(tmp_path, first + looked))
+    assert story.training["loss"].steps == tuple(range(1, 9))
+    went_on = [{"start": True, "step": 8}, line(9, 2.0)]
+    assert read_story(write_run(tmp_path, first + looked + went_on)).training["loss"].steps == tuple(range(1, 10))
+
+
 def test_a_log_without_starts(tmp_path: Path) -> None:
     """Older logs: a repeated step replaces, and a clock that goes back is another start."""
     lines = [line(1, 1.0, elapsed_s=10.0), line(2, 1.0, elapsed_s=20.0), line(2, 3.0, elapsed_s=7.0)]

@@ -67,6 +67,21 @@ def test_a_resumed_run_repeats_no_step(tmp_path: Path, samples: Path) -> None:
     assert [(event.step, event.value) for event in found.Scalars("training/loss")] == expected
 
 
+def test_a_start_that_makes_no_step_hides_nothing(tmp_path: Path, samples: Path) -> None:
+    folder = tmp_path / "tensorboard"
+    first = TensorBoard(folder, samples)
+    for event in ({"start": True, "step": 0}, *(line(step, float(step)) for step in range(1, 5))):
+        first(event)
+    first.close()
+    second = TensorBoard(folder, samples)
+    for event in ({"start": True, "step": 2}, {"step": 2, "validation": True, "val_loss": 0.5}):
+        second(event)
+    second.close()
+    found = read(folder)
+    assert [event.step for event in found.Scalars("training/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in found.Scalars("validation/val_loss")] == [2]
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(
     tmp_path: Path, samples: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
