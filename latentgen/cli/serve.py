@@ -93,6 +93,7 @@ def serve(
     # Parse
     if api_key is not None and not api_key.strip():
         raise InputError("--api-key is empty", hint="leave it out to answer everybody")
+    api_key = None if api_key is None else api_key.strip()
     origins = [parse_origin(each) for each in cors_origin or ()]
     # Resolve: everything that can be wrong is found before torch is imported
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]

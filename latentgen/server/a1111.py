@@ -8,6 +8,8 @@ Source: `modules/api/models.py` and `/docs` of that project.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,19 @@ from latentgen.images.files import open_picture
 from latentgen.images.foreign import short
 from latentgen.images.foreign_names import AUTOMATIC, schedule_word
 from latentgen.samplers.registry import SAMPLERS, SCHEDULES, resolve_sampler
-from latentgen.server.bodies import Body, flag_value, in_base64, name_in, number_of_pictures, save_picture, text_of
+from latentgen.server.bodies import (
+    Body,
+    flag_value,
+    in_base64,
+    is_true,
+    name_in,
+    number_of_pictures,
+    save_picture,
+    text_of,
+)
 
 if TYPE_CHECKING:
+    from latentgen.checkpoints.textual_inversion import EmbeddingFile
     from latentgen.pipeline import GenerationResult
     from latentgen.server.jobs import Job, Progress
 
@@ -36,6 +48,11 @@ _FLAGS: Final = {
     "height": "height",
 }
 """Keys that a flag stands for as they are."""
+_NUMBERS: Final = (
+    *("seed", "steps", "cfg_scale", "width", "height", "n_iter", "batch_size", "denoising_strength", "eta"),
+    *("hr_scale", "hr_resize_x", "hr_resize_y", "mask_blur", "resize_mode", "clip_skip"),
+)
+"""Keys whose numbers some clients send as texts."""
 _DDIM: Final = "ddim"
 _USUAL_ETA: Final = (0, 1)
 """Of other samplers: those that add noise have 1, the others none, and clients send either to any of them."""
@@ -57,6 +74,8 @@ _HONOURED: Final = frozenset(
         "denoising_strength",
         "enable_hr",
         "hr_scale",
+        "hr_resize_x",
+        "hr_resize_y",
         "init_images",
         "mask",
         "mask_blur",
@@ -64,14 +83,16 @@ _HONOURED: Final = frozenset(
         "override_settings",
         "resize_mode",
         "send_images",
+        "clip_skip",
     }
 )
 _SAYS_NOTHING: Final = frozenset(
     {
+        "auth",
+        "url",
         "do_not_save_grid",
         "do_not_save_samples",
         "force_task_id",
-        "hr_upscaler",
         "image_cfg_scale",
         "include_init_images",
         "inpaint_full_res_padding",
@@ -95,8 +116,7 @@ _BESIDE: Final[Mapping[str, str]] = {
     "inpaint_full_res": "mask",
     "inpainting_fill": "mask",
     "hr_second_pass_steps": "enable_hr",
-    "hr_resize_x": "enable_hr",
-    "hr_resize_y": "enable_hr",
+    "hr_upscaler": "enable_hr",
     "hr_prompt": "enable_hr",
     "hr_negative_prompt": "enable_hr",
     "hr_checkpoint_name": "enable_hr",
@@ -110,6 +130,7 @@ _REASONS: Final = {
     "hr_negative_prompt": REASONS["Hires negative prompt"],
     "hr_prompt": REASONS["Hires prompt"],
     "hr_second_pass_steps": REASONS["Hires steps"],
+    "hr_upscaler": REASONS["Hires upscaler"],
     "inpaint_full_res": "the whole picture is looked at, not the masked part alone",
     "inpainting_fill": "drawing starts from what is under the mask",
     "refiner_checkpoint": REASONS["Refiner"],
@@ -121,14 +142,15 @@ _REASONS: Final = {
     "subseed_strength": REASONS["Variation seed strength"],
     "tiling": REASONS["Tiling"],
 }
+_FALSE: Final = (None, False, 0, "", "false", "False", "0")
 _CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _CHECKPOINT: Final = "sd_model_checkpoint"
+_FORMAT: Final = "samples_format"
 _RANDOM_SOURCE: Final = "randn_source"
 _RNGS: Final = {"CPU": "cpu", "NV": "nv", "GPU": "nv"}
 
 FIXED: Final[Mapping[str, Any]] = {
     "cmd-flags": {},
-    "embeddings": {"loaded": {}, "skipped": {}},
     "face-restorers": [],
     "hypernetworks": [],
     "latent-upscale-modes": [],
@@ -160,13 +182,16 @@ class Here:
     """Its title."""
     sampler: str
     """What it takes if none is named."""
+    multiple_px: int
+    """What sides are multiples of."""
 
 
 def read_txt2img(body: Body, here: Here) -> Asked:
     """A request for pictures from words. Raises InputError."""
+    body = _numbers_read(body)
     values, remarks = _common(body, here)
-    if body.get("enable_hr"):
-        values |= flag_value("hr_scale", "hires", body.get("hr_scale") or _HIRES_SCALE)
+    if is_true(body, "enable_hr"):
+        values |= flag_value("hr_scale", "hires", _hires_scale(body, values))
         if body.get("denoising_strength") is not None:
             values |= flag_value("denoising_strength", "hires-strength", body["denoising_strength"])
     return _asked(body, values, remarks)
@@ -174,6 +199,7 @@ def read_txt2img(body: Body, here: Here) -> Asked:
 
 def read_img2img(body: Body, here: Here, folder: Path) -> Asked:
     """A request for pictures from a picture, which is written into `folder` and read from there. Raises InputError."""
+    body = _numbers_read(body)
     values, remarks = _common(body, here)
     pictures = body.get("init_images")
     if not isinstance(pictures, list) or len(pictures) != 1:
@@ -183,12 +209,43 @@ def read_img2img(body: Body, here: Here, folder: Path) -> Asked:
         values |= flag_value("denoising_strength", "strength", body["denoising_strength"])
     if body.get("mask"):
         values["mask"] = save_picture("mask", body["mask"], folder / "mask")
-        values["invert_mask"] = bool(body.get("inpainting_mask_invert"))
+        values["invert_mask"] = is_true(body, "inpainting_mask_invert")
         if body.get("mask_blur") is not None:
             values |= flag_value("mask_blur", "mask-blur", body["mask_blur"])
     if _is_cropped(values) and body.get("resize_mode") not in (None, _CROP):
         remarks.append(f"resize_mode: {_REASONS['resize_mode']}")
     return _asked(body, values, remarks)
+
+
+def _numbers_read(body: Body) -> Body:
+    """The request with texts that are numbers as numbers, where a number is meant; an empty text is none."""
+    read = dict(body)
+    for key in _NUMBERS:
+        if isinstance(value := body.get(key), str):
+            read[key] = _number_in(value)
+    return read
+
+
+def _number_in(text: str) -> int | float | str | None:
+    """A text's number, None for an empty one; the text as it is if it holds none, for whoever says what is wrong."""
+    if not text.strip():
+        return None
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip()):
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _hires_scale(body: Body, values: Mapping[str, Any]) -> float:
+    """Of the second pass: a size that it is to end in comes before a factor; a side that is 0 follows the other."""
+    sides = (("hr_resize_x", values.get("width_px")), ("hr_resize_y", values.get("height_px")))
+    factors = [
+        after / before for key, before in sides if before and isinstance(after := body.get(key), int | float) and after
+    ]
+    return max(factors) if factors else body.get("hr_scale") or _HIRES_SCALE
 
 
 def _is_cropped(values: Mapping[str, Any]) -> bool:
@@ -205,13 +262,16 @@ def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
     for key, flag in _FLAGS.items():
         if body.get(key) is not None:
             values |= flag_value(key, flag, body[key])
+    remarks = _fit(values, here.multiple_px)
     values["count"] = number_of_pictures(body, "n_iter") * number_of_pictures(body, "batch_size")
     if sampler := name_in(body, "sampler_name") or name_in(body, "sampler_index"):
         values["sampler"] = sampler
     schedule = name_in(body, "scheduler")
     if schedule and schedule.casefold() != AUTOMATIC.casefold():
         values["schedule"] = schedule_word(schedule)
-    overridden, remarks = body.get("override_settings") or {}, list[str]()
+    overridden = body.get("override_settings") or {}
+    if body.get("clip_skip"):
+        values |= flag_value("clip_skip", "clip-skip", body["clip_skip"])
     if resolve_sampler(sampler or here.sampler)[0] == _DDIM:
         values |= flag_value("eta", "eta", body.get("eta"))
     elif body.get("eta") not in (None, *_USUAL_ETA):
@@ -225,20 +285,37 @@ def _common(body: Body, here: Here) -> tuple[dict[str, Any], list[str]]:
             check_model(value, here.model)
         elif key == _RANDOM_SOURCE and isinstance(value, str) and value in _RNGS:
             values["rng"] = _RNGS[value]
-        elif value not in (None, "", "Automatic", "None"):
+        elif value not in (None, "", "Automatic", "None", []) and (key, value) != (_FORMAT, "png"):
             remarks.append(f"override_settings.{short(str(key))}: not a setting that latentgen has")
     return values, remarks
 
 
+def _fit(values: dict[str, Any], multiple_px: int) -> list[str]:
+    """Bring sides to the nearest that the model draws, in place, and say so: A1111 takes multiples of 8."""
+    remarks: list[str] = []
+    for key, field in (("width", "width_px"), ("height", "height_px")):
+        side = values.get(field)
+        if side is not None and side > 0 and side % multiple_px:
+            values[field] = max(1, round(side / multiple_px)) * multiple_px
+            remarks.append(f"{key}: {values[field]} instead of {side}; sides are multiples of {multiple_px}")
+    return remarks
+
+
 def check_model(name: Any, model: str) -> None:
-    """Raise InputError for the name of a model that is not the one that draws; its title, or that without its hash."""
-    if name and name not in (model, model.partition(" [")[0]):
+    """Raise InputError for the name of a model that is not the one that draws.
+
+    It is called by its title, by that without its hash, by the hash alone, or as a file.
+    """
+    own, _, fingerprint = model.removesuffix("]").partition(" [")
+    if name and str(name).removesuffix(".safetensors").casefold() not in (
+        each.casefold() for each in (model, own, fingerprint)
+    ):
         raise InputError(f"the model here is {model}, not {short(str(name))}", hint="latentgen serve --model MODEL")
 
 
 def _asked(body: Body, values: Mapping[str, Any], remarks: Sequence[str]) -> Asked:
     entry = Entry(text_of(body, "prompt") or "", Flags(**values), "the request")
-    sends_images = body.get("send_images") is not False
+    sends_images = is_true(body, "send_images", default=True)
     return Asked(entry, (*remarks, *_remarks(body)), sends_images, text_of(body, "force_task_id"))
 
 
@@ -248,7 +325,9 @@ def _remarks(body: Body) -> list[str]:
     for key, value in body.items():
         if key in _HONOURED or key in _SAYS_NOTHING or value is None:
             continue
-        if key in _BESIDE and not body.get(_BESIDE[key]):
+        if key in _BESIDE and body.get(_BESIDE[key]) in _FALSE:
+            continue
+        if key == "hr_upscaler" and str(value).startswith(("Latent", "None", "Lanczos")):
             continue
         silent = value == _DONE_ANYWAY[key] if key in _DONE_ANYWAY else not value or value == -1
         if not silent:
@@ -257,8 +336,8 @@ def _remarks(body: Body) -> list[str]:
 
 
 def words_of(body: Body) -> Body:
-    """A request without its pictures."""
-    return {key: value for key, value in body.items() if key not in ("init_images", "mask")}
+    """A request without its pictures, and without a client's password."""
+    return {key: value for key, value in body.items() if key not in ("init_images", "mask", "auth")}
 
 
 def answer(
@@ -324,6 +403,15 @@ def progress_answer(progress: Progress | None, picture: str | None) -> dict[str,
 
 def samplers() -> list[dict[str, Any]]:
     return [{"name": each.title, "aliases": [each.name, *each.aliases], "options": {}} for each in SAMPLERS.values()]
+
+
+def embeddings(files: Sequence[EmbeddingFile]) -> dict[str, Any]:
+    """The textual inversions that prompts may name."""
+    row = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return {
+        "loaded": {each.name: {**row, "shape": each.width, "vectors": each.vectors} for each in files},
+        "skipped": {},
+    }
 
 
 def schedulers() -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class Server:
         self.fingerprint = worker.pipeline.fingerprint
         self.title = f"{worker.pipeline.name} [{self.fingerprint}]"
         """The model as A1111 writes it."""
-        self._here = a1111.Here(self.title, planner.config.defaults.sampler)
+        self._here = a1111.Here(self.title, planner.config.defaults.sampler, planner.config.size_multiple_px)
         self._planning = asyncio.Semaphore(1)
         """Pictures are read for one request at a time: a large one takes a gigabyte on the way."""
 
@@ -167,6 +167,7 @@ class Server:
             "/health": {"status": "ok"},
             "/v1/models": openai.models(self.worker.pipeline.name),
             "/sdapi/v1/samplers": a1111.samplers(),
+            "/sdapi/v1/embeddings": a1111.embeddings(self.planner.embeddings),
             "/sdapi/v1/schedulers": a1111.schedulers(),
             "/sdapi/v1/sd-models": a1111.models(self.title, self.fingerprint),
             **{f"/sdapi/v1/{name}": value for name, value in a1111.FIXED.items()},

@@ -81,6 +81,19 @@ def number_of_pictures(body: Body, key: str) -> int:
     return value
 
 
+def is_true(body: Body, key: str, *, default: bool = False) -> bool:
+    """A yes or no, which some clients send as a number or a text. Raises InputError for anything else."""
+    value = body.get(key)
+    if value is None or value == "":
+        return default
+    word = value.strip().casefold() if isinstance(value, str) else value
+    if word in (True, "true", "1"):
+        return True
+    if word in (False, "false", "0"):
+        return False
+    raise InputError(f"{key} must be true or false, not {short(repr(value))}")
+
+
 def as_whole(value: Any) -> Any:
     """20.0 as 20, as clients write whole numbers whose language has floats alone; all else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

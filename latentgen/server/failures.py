@@ -16,8 +16,9 @@ from latentgen.server.telling import Teller
 
 MAX_TRACEBACKS: Final = 20
 """Files that a server writes of bugs, which a client might meet again and again."""
+BUSY: Final = 503
 _STATUS: Final = (
-    (Busy, 503),
+    (Busy, BUSY),
     (ModelNotFoundError, 404),
     (ModelLoadError, 400),
     (InputError, 400),
@@ -27,10 +28,16 @@ _STATUS_OF_CODE: Final = {OutOfMemoryError.exit_code: 507}
 
 
 def error_response(status: int, message: str) -> JSONResponse:
-    """OpenAI's error object, and A1111's `detail`."""
+    """OpenAI's error object, and A1111's `detail`.
+
+    OpenAI's clients ask again where an answer's number is 500 or more; only a server that was busy should be.
+    """
+    headers = {"WWW-Authenticate": 'Basic realm="latentgen"'} if status == 401 else None
+    if status >= 500:
+        headers = {"x-should-retry": "true" if status == BUSY else "false"}
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error, "detail": message}, status)
+    return JSONResponse({"error": error, "detail": message}, status, headers)
 
 
 class Failures:

@@ -6,6 +6,7 @@ known by its Origin, and one whose name was pointed at this machine (DNS rebindi
 
 from __future__ import annotations
 
+import base64
 import hmac
 import ipaddress
 import socket
@@ -20,7 +21,7 @@ from latentgen.server.failures import error_response
 
 OPEN: Final = ("/", "/health")
 """Paths that need no key: the page itself, which then asks for it."""
-_OWN_NETWORK: Final = (".local", ".lan", ".home", ".internal")
+_OWN_NETWORK: Final = (".local", ".lan", ".home", ".home.arpa", ".internal")
 """Endings of names that no site on the internet has."""
 
 
@@ -30,8 +31,8 @@ class Guard:
     def __init__(
         self, app: ASGIApp, *, only_loopback: bool, api_key: str | None = None, origins: Sequence[str] = ()
     ) -> None:
-        """only_loopback: the server is reached by a name of this machine itself, and by no other. Else, where a key is
-        asked for, it is reached by any name; without one by an address, or a name of its own network.
+        """Where a key is asked for, the server is reached by any name: a proxy's, say. Without one, by a name of this
+        machine itself if only_loopback, else by an address or a name of its own network.
 
         origins: of other sites' pages that may ask, such as "http://localhost:3000".
         """
@@ -56,21 +57,31 @@ class Guard:
         if origin is not None and origin not in self._origins and origin.partition("//")[2] != host:
             return 403, f"this server is not for pages of {origin} (latentgen serve --cors-origin ORIGIN)"
         if self._api_key is not None and scope["path"] not in OPEN and not self._has_key(headers):
-            return 401, "the API key is missing or wrong (Authorization: Bearer KEY)"
+            return 401, "the API key is missing or wrong (Authorization: Bearer KEY, or the key as a password)"
         return None
 
     def _answers_to(self, name: str | None) -> bool:
         if name is None:
             return False
+        if self._api_key is not None:
+            return True
         if self._only_loopback:
             return is_loopback(name)
-        is_near = "." not in name or name.endswith(_OWN_NETWORK) or name in self._names or _is_address(name)
-        return self._api_key is not None or is_near
+        return "." not in name or name.endswith(_OWN_NETWORK) or name in self._names or _is_address(name)
 
     def _has_key(self, headers: dict[str, str]) -> bool:
+        """As a token, which OpenAI's clients send, or as a password under any name, which A1111's do."""
         assert self._api_key is not None, "there is no key"
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key.encode())
+        kind, _, told = headers.get("authorization", "").partition(" ")
+        key = told.strip().encode("latin-1")
+        if kind.lower() == "basic":
+            try:
+                key = base64.b64decode(key, validate=True).partition(b":")[2]
+            except ValueError:
+                return False
+        elif kind.lower() != "bearer":
+            return False
+        return hmac.compare_digest(key, self._api_key.encode())
 
 
 def _host(url: str) -> str | None:

@@ -26,7 +26,10 @@ _FORMATS: Final = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 def read_generation(body: Body) -> tuple[Entry, str, bool]:
-    """The prompt with its flags, the format of its pictures, and whether they are wanted as URLs. Raises InputError."""
+    """The prompt with its flags, the format of its pictures, and whether they are wanted as URLs. Raises InputError.
+
+    Where nothing is said of that, they are for clients of DALL-E, which look for one, and for no others.
+    """
     if body.get("stream"):
         raise InputError("stream: pictures are sent whole", hint="/sdapi/v1/progress shows them while they are drawn")
     values: dict[str, Any] = {"count": number_of_pictures(body, "n")}
@@ -36,7 +39,8 @@ def read_generation(body: Body) -> tuple[Entry, str, bool]:
     for key, value in body.items():
         if key not in _OWN and key not in _IGNORED and value is not None:
             values |= flag_value(key, key, value)
-    wanted = name_in(body, "response_format") or "b64_json"
+    usual = "url" if (name_in(body, "model") or "").startswith("dall-e") else "b64_json"
+    wanted = name_in(body, "response_format") or usual
     if wanted not in ("b64_json", "url"):
         raise InputError(f"response_format {wanted!r} is not known", hint="b64_json or url")
     kind = name_in(body, "output_format") or "png"

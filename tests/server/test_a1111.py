@@ -116,6 +116,43 @@ def test_pictures_are_those_of_the_command_line(ask: Ask, tiny_model: Path) -> N
     assert info["could_not"] == []
 
 
+def test_numbers_and_yes_or_no_may_come_as_texts(ask: Ask) -> None:
+    """As a plugin sends what stands in its fields, and a template what it was given; "false" is not true."""
+    numbers = {key: str(value) for key, value in FULL.items() if isinstance(value, int)}
+    as_texts = {**numbers, "enable_hr": "false", "send_images": "true", "denoising_strength": "", "eta": "1.0"}
+    answer = ask(TXT2IMG, FULL | SILENT | as_texts)
+    assert answer["images"] == ask(TXT2IMG, FULL | SILENT)["images"]
+    assert info_of(answer)["could_not"] == []
+    assert ask(TXT2IMG, FULL | {"send_images": "false"})["images"] == []
+
+
+def test_sides_of_a1111s_are_brought_to_the_models(ask: Ask) -> None:
+    info = info_of(ask(TXT2IMG, {"prompt": "a cat", "seed": 1, "steps": 2, "width": 73, "height": 4}))
+    assert (info["width"], info["height"]) == (80, 16)
+    assert info["could_not"][0] == "width: 80 instead of 73; sides are multiples of 16"
+
+
+def test_a_second_pass_ends_in_the_size_that_is_asked_for(ask: Ask) -> None:
+    body = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 48, "enable_hr": True, "hr_scale": 2}
+    info = info_of(ask(TXT2IMG, body | {"hr_resize_x": 96, "hr_upscaler": "R-ESRGAN 4x+"}))
+    assert "Hires upscale: 1.5" in info["infotexts"][0]
+    assert [each.partition(":")[0] for each in info["could_not"]] == ["hr_upscaler"]
+    info = info_of(ask(TXT2IMG, body | {"hr_resize_x": 0, "hr_upscaler": "Latent (nearest)"}))
+    assert "Hires upscale: 2" in info["infotexts"][0]
+    assert info["could_not"] == []
+
+
+def test_what_other_clients_send_beside_it(ask: Ask, client: TestClient, server: Server) -> None:
+    """SillyTavern its own settings, SD.Next's clients a clip skip, others the model under some name of its."""
+    for name in (server.title, server.fingerprint, server.title.partition(" [")[0].upper() + ".safetensors"):
+        overridden = {"sd_model_checkpoint": name, "samples_format": "png", "some_list": []}
+        body = {**FULL, "url": "http://here", "auth": "user:secret", "clip_skip": 1, "override_settings": overridden}
+        answer = ask(TXT2IMG, body)
+        assert info_of(answer)["could_not"] == []
+        assert "secret" not in json.dumps(answer["parameters"])
+    assert client.get("/sdapi/v1/embeddings").json() == {"loaded": {}, "skipped": {}}
+
+
 def test_what_is_not_said_is_the_models_default(ask: Ask, tiny_model: Path) -> None:
     answer = ask(TXT2IMG, {"prompt": "a cat", "seed": 3})
     assert decoded(answer["images"][0]) == by_command(tiny_model, "a cat", "-s", "3")
@@ -177,11 +214,11 @@ def told_of(answer: dict[str, Any]) -> list[str]:
 
 
 def test_what_belongs_to_a_second_pass_is_told_beside_one(ask: Ask) -> None:
-    said = {"prompt": "a cat", "steps": 2, "hr_second_pass_steps": 10, "hr_resize_x": 128, "refiner_switch_at": 0.8}
+    said = {"prompt": "a cat", "steps": 2, "hr_second_pass_steps": 10, "hr_prompt": "dog", "refiner_switch_at": 0.8}
     assert told_of(ask(TXT2IMG, said)) == []
     with_it = said | {"enable_hr": True, "hr_scale": 4 / 3, "refiner_checkpoint": "xl"}
     assert sorted(told_of(ask(TXT2IMG, with_it))) == [
-        "hr_resize_x",
+        "hr_prompt",
         "hr_second_pass_steps",
         "refiner_checkpoint",
         "refiner_switch_at",
@@ -280,9 +317,11 @@ def test_a_damaged_lora_is_no_fault_of_the_servers(client: TestClient, loras: Pa
         (TXT2IMG, {}, "the request: prompt is empty (say what to draw)"),
         (TXT2IMG, {"prompt": 3}, "prompt must be text, not 3"),
         (TXT2IMG, {"prompt": "a cat", "steps": 0}, "the request: steps 0 is out of range (1 to 1000)"),
-        (TXT2IMG, {"prompt": "a cat", "cfg_scale": "7"}, "cfg_scale: guidance must be a number, not '7'"),
+        (TXT2IMG, {"prompt": "a cat", "cfg_scale": "7x"}, "cfg_scale: guidance must be a number, not '7x'"),
+        (TXT2IMG, {"prompt": "a cat", "cfg_scale": "1e999"}, "cfg_scale: guidance must be a number, not '1e999'"),
+        (TXT2IMG, {"prompt": "a cat", "enable_hr": "maybe"}, "enable_hr must be true or false, not 'maybe'"),
         (TXT2IMG, {"prompt": "a cat", "steps": 2.5}, "steps must be a whole number, not 2.5"),
-        (TXT2IMG, {"prompt": "a cat", "width": 65}, "the request: width 65 does not fit this model"),
+        (TXT2IMG, {"prompt": "a cat", "width": -64}, "the request: width -64 "),
         (TXT2IMG, {"prompt": "a cat", "n_iter": 101}, "too many pictures for one request (at most 100)"),
         (TXT2IMG, {"prompt": "a cat", "n_iter": 2**40, "batch_size": 2**40}, "too many pictures for one request"),
         (TXT2IMG, {"prompt": "a cat", "n_iter": 0}, "n_iter 0 is out of range (1 or more)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import re
 from importlib.resources import files
@@ -40,8 +41,9 @@ def test_a_server_for_a_network(server: Server, host: str, status: int) -> None:
     """Without a key its names are those that no site on the internet has; with one, any."""
     open_to_all = TestClient(make_app(server, only_loopback=False), base_url=OWN_URL)
     assert open_to_all.get("/health", headers={"Host": host}).status_code == status
-    with_key = TestClient(make_app(server, only_loopback=False, api_key="k"), base_url=OWN_URL)
-    assert with_key.get("/health", headers={"Host": host}).status_code == 200
+    for only_loopback in (False, True):  # the other way, behind a proxy on the same machine
+        with_key = TestClient(make_app(server, only_loopback=only_loopback, api_key="k"), base_url=OWN_URL)
+        assert with_key.get("/health", headers={"Host": host}).status_code == 200
 
 
 def test_pages_of_other_sites(client: TestClient, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +82,13 @@ def test_the_key(server: Server) -> None:
         for given in (None, "Bearer", "Bearer wrong", "Basic ключ", "ключ"):
             headers = {} if given is None else {"Authorization": given.encode()}
             assert client.get(path, headers=headers).status_code == 401
-    right = {"Authorization": "bearer ключ".encode()}
-    assert client.get("/v1/models", headers=right).status_code == 200
+    for right in ("bearer ключ".encode(), b"Basic " + base64.b64encode("any:ключ".encode())):
+        assert client.get("/v1/models", headers={"Authorization": right}).status_code == 200
+    for wrong in (b"any:other", "ключ".encode(), b"any:"):
+        assert (
+            client.get("/v1/models", headers={"Authorization": b"Basic " + base64.b64encode(wrong)}).status_code == 401
+        )
+    assert client.get("/v1/models").headers["www-authenticate"].startswith("Basic")
     assert client.get("/").status_code == 200, "the page, which asks for the key"
 
 

@@ -36,6 +36,12 @@ def test_a_url_is_the_picture_itself(ask: Ask) -> None:
     assert np.array_equal(pixels_of(picture), pixels_of(ask(GENERATIONS, body)["data"][0]["b64_json"]))
 
 
+def test_clients_of_dall_e_look_for_a_url(ask: Ask) -> None:
+    body = {"prompt": "a cat", "seed": 7, "steps": 2, "model": "dall-e-3"}
+    assert "url" in ask(GENERATIONS, body)["data"][0]
+    assert "b64_json" in ask(GENERATIONS, body | {"response_format": "b64_json"})["data"][0]
+
+
 @pytest.mark.parametrize(("name", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_other_formats(ask: Ask, name: str, kind: str) -> None:
     answer = ask(GENERATIONS, {"prompt": "a cat", "steps": 2, "size": "auto", "output_format": name})
