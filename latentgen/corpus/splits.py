@@ -1,7 +1,8 @@
 """Held-out compositions: pairs of factors that training never sees together, chosen by hash.
 
 Each noun, colour, setting, time and style is seen often in training, but the reserved pairs never; pictures of them
-measure how a model combines what it knows.
+measure how a model combines what it knows. (Of the heroes purple is the balloon's alone, and reserved there: it is seen
+where `in_any_colour` paints.)
 """
 
 from __future__ import annotations
