@@ -8,7 +8,6 @@ Source: `modules/api/models.py` and `/docs` of that project.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from latentgen.images.foreign import short
 from latentgen.images.foreign_names import AUTOMATIC, schedule_word
 from latentgen.samplers.registry import SAMPLERS, SCHEDULES, resolve_sampler
 from latentgen.server.bodies import (
+    MAX_NUMBER,
     Body,
     flag_value,
     in_base64,
@@ -184,6 +184,9 @@ class Here:
     """What it takes if none is named."""
     multiple_px: int
     """What sides are multiples of."""
+    width_px: int
+    height_px: int
+    """Of its pictures, if nothing is said."""
 
 
 def read_txt2img(body: Body, here: Here) -> Asked:
@@ -191,7 +194,7 @@ def read_txt2img(body: Body, here: Here) -> Asked:
     body = _numbers_read(body)
     values, remarks = _common(body, here)
     if is_true(body, "enable_hr"):
-        values |= flag_value("hr_scale", "hires", _hires_scale(body, values))
+        values |= flag_value("hr_scale", "hires", _hires_scale(body, values, here))
         if body.get("denoising_strength") is not None:
             values |= flag_value("denoising_strength", "hires-strength", body["denoising_strength"])
     return _asked(body, values, remarks)
@@ -230,21 +233,28 @@ def _number_in(text: str) -> int | float | str | None:
     """A text's number, None for an empty one; the text as it is if it holds none, for whoever says what is wrong."""
     if not text.strip():
         return None
-    if re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip()):
-        return int(text)
     try:
-        number = float(text)
+        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip()) else float(text)
     except ValueError:
         return text
-    return number if math.isfinite(number) else text
+    return number if abs(number) <= MAX_NUMBER else text
 
 
-def _hires_scale(body: Body, values: Mapping[str, Any]) -> float:
-    """Of the second pass: a size that it is to end in comes before a factor; a side that is 0 follows the other."""
-    sides = (("hr_resize_x", values.get("width_px")), ("hr_resize_y", values.get("height_px")))
-    factors = [
-        after / before for key, before in sides if before and isinstance(after := body.get(key), int | float) and after
-    ]
+def _hires_scale(body: Body, values: Mapping[str, Any], here: Here) -> float:
+    """Of the second pass: a size that it is to end in comes before a factor; a side that is 0 follows the other.
+
+    Raises InputError for a size that is none.
+    """
+    factors: list[float] = []
+    for key, before in (
+        ("hr_resize_x", values.get("width_px") or here.width_px),
+        ("hr_resize_y", values.get("height_px") or here.height_px),
+    ):
+        after = body.get(key) or 0
+        if isinstance(after, bool) or not isinstance(after, int | float) or after < 0:
+            raise InputError(f"{key} must be a number of pixels, not {short(repr(after))}")
+        if after:
+            factors.append(after / before)
     return max(factors) if factors else body.get("hr_scale") or _HIRES_SCALE
 
 
@@ -306,7 +316,7 @@ def check_model(name: Any, model: str) -> None:
 
     It is called by its title, by that without its hash, by the hash alone, or as a file.
     """
-    own, _, fingerprint = model.removesuffix("]").partition(" [")
+    own, _, fingerprint = model.removesuffix("]").rpartition(" [")
     if name and str(name).removesuffix(".safetensors").casefold() not in (
         each.casefold() for each in (model, own, fingerprint)
     ):

@@ -54,7 +54,9 @@ class Server:
         self.fingerprint = worker.pipeline.fingerprint
         self.title = f"{worker.pipeline.name} [{self.fingerprint}]"
         """The model as A1111 writes it."""
-        self._here = a1111.Here(self.title, planner.config.defaults.sampler, planner.config.size_multiple_px)
+        usual = planner.config.defaults
+        multiple_px = planner.config.size_multiple_px
+        self._here = a1111.Here(self.title, usual.sampler, multiple_px, usual.width_px, usual.height_px)
         self._planning = asyncio.Semaphore(1)
         """Pictures are read for one request at a time: a large one takes a gigabyte on the way."""
 

@@ -73,7 +73,7 @@ class Guard:
         """As a token, which OpenAI's clients send, or as a password under any name, which A1111's do."""
         assert self._api_key is not None, "there is no key"
         kind, _, told = headers.get("authorization", "").partition(" ")
-        key = told.strip().encode("latin-1")
+        key = told.strip(" \t").encode("latin-1")
         if kind.lower() == "basic":
             try:
                 key = base64.b64decode(key, validate=True).partition(b":")[2]

@@ -209,10 +209,12 @@ class _Run:
         latest: tuple[float, Mapping[str, Tensor], float] | None = None
         from_a_step = resume is not None and resume.isdigit()
         while not self.ends(clock):
-            if from_a_step and latest is None and self.is_main:
-                self.run.go_on_from(self.step)
+            is_first = latest is None
             with gpu.compiler_failures_named() if config.compile else nullcontext():
                 latest = self.one_step(network, optimizer)
+            if is_first and from_a_step and self.is_main:  # only now: a step that fails leaves what there was
+                with self.alone():
+                    self.run.go_on_from(self.step - 1)
             self.tell("step", loss=latest[0])
             if self.step % config.log_every_steps == 0:
                 self.log(*latest, clock)

@@ -72,7 +72,7 @@ class RunDir:
         """Begin a run or take one up again; None for a fresh start. What a killed process left half-written is removed.
 
         resume: None (the folder must hold no run), "latest" (it must), "auto" (whichever is the case), or the step of a
-        checkpoint that was kept; `go_on_from` it before a step is made. A run that was stopped before its first
+        checkpoint that was kept; `go_on_from` it when a step is made. A run that was stopped before its first
         checkpoint is begun again, with settings as they are now.
         override: settings that may differ from the folder's; they are logged, and config.json keeps a history of them.
         check: raises what keeps a checkpoint from being gone on with, before anything of the run is changed.

@@ -117,7 +117,7 @@ class _Log:
         if self.last_kind == "start":
             self.elapsed_s.append(0.0)
             self._forgets_after = step
-        elif self._forgets_after is not None and step > self._forgets_after:
+        elif self.last_kind != "failed" and self._forgets_after is not None and step > self._forgets_after:
             for kept in (self.lines, self.validations):
                 for later in [each for each in kept if each > self._forgets_after]:
                     del kept[later]

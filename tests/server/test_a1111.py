@@ -319,6 +319,8 @@ def test_a_damaged_lora_is_no_fault_of_the_servers(client: TestClient, loras: Pa
         (TXT2IMG, {"prompt": "a cat", "steps": 0}, "the request: steps 0 is out of range (1 to 1000)"),
         (TXT2IMG, {"prompt": "a cat", "cfg_scale": "7x"}, "cfg_scale: guidance must be a number, not '7x'"),
         (TXT2IMG, {"prompt": "a cat", "cfg_scale": "1e999"}, "cfg_scale: guidance must be a number, not '1e999'"),
+        (TXT2IMG, {"prompt": "a cat", "width": "1e308"}, "width must be a whole number, not '1e308'"),
+        (TXT2IMG, {"prompt": "a cat", "enable_hr": True, "hr_resize_x": "wide"}, "hr_resize_x must be a number of pix"),
         (TXT2IMG, {"prompt": "a cat", "enable_hr": "maybe"}, "enable_hr must be true or false, not 'maybe'"),
         (TXT2IMG, {"prompt": "a cat", "steps": 2.5}, "steps must be a whole number, not 2.5"),
         (TXT2IMG, {"prompt": "a cat", "width": -64}, "the request: width -64 "),

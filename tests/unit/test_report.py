@@ -235,6 +235,8 @@ def test_a_start_that_makes_no_step_forgets_nothing(tmp_path: Path) -> None:
     looked.append({"end": True, "step": 4, "images_seen": 16})
     story = read_story(write_run(tmp_path, first + looked))
     assert story.training["loss"].steps == tuple(range(1, 9))
+    failed = [{"start": True, "step": 4}, {"failed": True, "step": 5, "error": "no memory"}]
+    assert read_story(write_run(tmp_path, first + failed)).training["loss"].steps == tuple(range(1, 9))
     went_on = [{"start": True, "step": 8}, line(9, 2.0)]
     assert read_story(write_run(tmp_path, first + looked + went_on)).training["loss"].steps == tuple(range(1, 10))
 
