@@ -244,7 +244,8 @@ class TrainConfig:
     """Forward passes per optimizer step."""
     max_steps: int | None = None
     max_minutes: float | None = None
-    """Wall-clock limit of this start; the run saves and ends cleanly at it."""
+    """Limit of this start's training, on the wall's clock; what comes before it, decoding and encoding, is not counted.
+    The run saves and ends cleanly at it."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 100
     muon_lr: float | None = None

@@ -260,7 +260,7 @@ def train_vae(
     if start is not None:
         shape = start.config
         check_vae_settings(shape, **checked)
-    method = "keep" if init is not None and scaling is None else _scaling_method(scaling, shape)
+    method = _scaling_method(scaling, shape, goes_on=init is not None)
     distance, identity = load_perceptual(choice), perceptual_identity(choice)
     say = say_in(process, run)
     say(f"perceptual loss: {choice.explanation}")
@@ -307,7 +307,7 @@ def train_vae(
     whole = VAENetwork(objective.network.vae.config, decoder_only=decoder_only).eval()
     vae = whole.vae
     load_strict(vae, part_of(trained.weights, "vae."), f"{run.out}'s last checkpoint", device=device_of(process))
-    if method != "keep" and not decoder_only:
+    if method != "keep":
         measured_on = sorted({i * (len(pixels) - 1) // 199 for i in range(200)})
         vae.config = scale_latents(vae, pixels, measured_on, method)
     with torch.inference_mode():
@@ -316,13 +316,15 @@ def train_vae(
     finish(run, trained.outcome, figures)
 
 
-def _scaling_method(asked: str | None, shape: VAEConfig) -> Literal["fold", "energy", "measured", "keep"]:
+def _scaling_method(
+    asked: str | None, shape: VAEConfig, *, goes_on: bool
+) -> Literal["fold", "energy", "measured", "keep"]:
     """How the latents of a VAE of this shape are scaled. Raises InputError for a fold into convolutions it has not."""
     foldable = shape.use_quant_conv and shape.use_post_quant_conv
     if asked in ("fold", "energy") and not foldable:
         what = f"--scaling {asked} needs a VAE with quant_conv and post_quant_conv"
         raise InputError(what, hint="--scaling measured")
-    if asked == "keep":
+    if asked == "keep" or (asked is None and goes_on):
         return "keep"
     if asked == "measured" or not foldable:
         return "measured"
