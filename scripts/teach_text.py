@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer, load_unet, save_text_encoder, save_unet
-from latentgen.corpus.records import Colours, VocabularyName, make_record
+from latentgen.corpus.records import Colours, Settings, VocabularyName, make_record
 from latentgen.errors import InputError, LatentgenError
 from latentgen.models.attention import Attention
 from latentgen.models.clip_text import CLIPTextModel
@@ -71,13 +71,18 @@ class Lessons:
 
     @classmethod
     def of_scenes(
-        cls, captions: int, seed: int, vocabulary: VocabularyName = "heroes", colours: Colours = "usual"
+        cls,
+        captions: int,
+        seed: int,
+        vocabulary: VocabularyName = "heroes",
+        colours: Colours = "usual",
+        settings: Settings = "usual",
     ) -> Lessons:
         """Of seeds from `seed` upwards: two captions a scene, half of the plainest scenes left out."""
         found: list[str] = []
         answers: dict[str, list[str]] = {}
         for number in count(seed):
-            record = make_record(vocabulary, number, 2, colours=colours)
+            record = make_record(vocabulary, number, 2, colours=colours, settings=settings)
             labels = record.labels()
             plain = record.scene.is_single and labels["side"] is None
             if labels["held_out"] or (plain and number % 2):
@@ -235,6 +240,7 @@ def run(
     seed: int,
     vocabulary: VocabularyName,
     colours: Colours,
+    settings: Settings,
     apart: list[str],
 ) -> None:
     """Write the model with its text encoder taught and its U-Net, if it has one, turned.
@@ -253,10 +259,12 @@ def run(
     torch.manual_seed(0)
     for words in apart:
         move_apart(encoder, tokenizer, words)
-    shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary, colours), steps)
+    shares = teach(encoder, before, tokenizer, Lessons.of_scenes(captions, seed, vocabulary, colours, settings), steps)
     print("told from the end of a caption: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if unet is not None:
-        records = (make_record(vocabulary, number, 1, colours=colours) for number in count(seed + 10**7))
+        records = (
+            make_record(vocabulary, number, 1, colours=colours, settings=settings) for number in count(seed + 10**7)
+        )
         trained_on = (record for record in records if not record.labels()["held_out"])
         fresh = [record.captions[0] for record in islice(trained_on, MAPPED_ON)] + [""] * (MAPPED_ON // 20)
         shuffled = [fresh[int(k)] for k in torch.randperm(len(fresh))]
@@ -283,6 +291,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=70_000_000, help="of the first scene")
     parser.add_argument("--vocabulary", choices=("heroes", "heroes20"), default="heroes")
     parser.add_argument("--colours", choices=("usual", "any"), default="usual", help="as of `data render`")
+    parser.add_argument("--settings", choices=("usual", "any"), default="usual", help="as of `data render`")
     parser.add_argument(
         "--apart", metavar="A:B", action="append", default=[], help="two words whose embeddings are moved apart before"
     )
@@ -296,6 +305,7 @@ def main() -> None:
             seed=options.seed,
             vocabulary=options.vocabulary,
             colours=options.colours,
+            settings=options.settings,
             apart=options.apart,
         )
     except (LatentgenError, OSError) as error:

@@ -57,6 +57,10 @@ Aside = Annotated[
 Colours = Annotated[
     str, typer.Option("--colours", help="Of drawn things: usual, each noun in its own, or any, each in all of them.")
 ]
+Settings = Annotated[
+    str,
+    typer.Option("--settings", help="Of drawn things: usual, each where it belongs, or any, wherever it fits."),
+]
 Assets = Annotated[Path | None, typer.Option("--assets", help="Artwork folder (default: in the user's cache folder).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -172,6 +176,7 @@ def render(
     large: Large = "include",
     aside: Aside = "include",
     colours: Colours = "usual",
+    settings: Settings = "usual",
     assets: Assets = None,
     quiet: Quiet = False,
 ) -> None:
@@ -196,6 +201,7 @@ def render(
         large=cast("Any", large),
         aside=cast("Any", aside),
         colours=cast("Any", colours),
+        settings=cast("Any", settings),
     )
     console = Console(quiet=quiet)
     with console.progress() as report:

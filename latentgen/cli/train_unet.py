@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -72,6 +73,18 @@ TrainTextEncoder = Annotated[
         help="Train the text encoder along, for words that it passes over; writes OUT/model/text_encoder too.",
     ),
 ]
+ATTENTION_CAP_FROM_SCRATCH = 5.0
+"""Others' weights may stand out further, and know what they do with it."""
+AttentionCap = Annotated[
+    float | None,
+    typer.Option(
+        "--attention-cap",
+        min=0.0,
+        rich_help_panel=NOISE,
+        help="Keep attention heads alive: the log-odds that a head may give one token against all others; 0: any "
+        f"(default: {ATTENTION_CAP_FROM_SCRATCH:g} without --init, any with).",
+    ),
+]
 TextEncoderRate = Annotated[
     float | None,
     typer.Option(
@@ -120,6 +133,7 @@ def train_unet(
     logit_mean: LogitMean = None,
     logit_std: LogitStd = None,
     min_snr_gamma: MinSNRGamma = None,
+    attention_cap: AttentionCap = None,
     align: Align = None,
     align_weight: AlignWeight = None,
     train_text_encoder: TrainTextEncoder = False,
@@ -140,7 +154,9 @@ def train_unet(
     latentgen train-unet --data pictures --init sd15 --resolution 512 --gradient-checkpointing --out runs/sd15
     --max-steps 5000
     """
-    config = run.train_config()
+    if attention_cap is None and init is None:
+        attention_cap = ATTENTION_CAP_FROM_SCRATCH
+    config = replace(run.train_config(), attention_cap=attention_cap or None)
     settings = objective_settings(
         caption_dropout=caption_dropout,
         noise_offset=noise_offset,

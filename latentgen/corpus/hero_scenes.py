@@ -122,8 +122,18 @@ ALL_COLOURS: Final = (
 """What `in_any_colour` chooses from: all that some noun of `HERO_COLOURS` has."""
 OF_FEW_COLOURS = ("suspension", "pagoda")
 """Drawings that it leaves as they are."""
+TOO_BROAD_FOR_A_CLIFF = ("house", "cottage", "cabin")
+"""Drawings that reach over its edge when they are large."""
 CROWDED_SETTINGS = ("cliff", "island")
-"""No room for several of a noun."""
+"""No room for several of a noun, nor for two that stand."""
+DRAWN_SETTINGS: tuple[Setting, ...] = (
+    "sea", "cliff", "beach", "island", "meadow", "hills", "lake", "snow", "desert",
+)  # fmt: skip
+"""Where `anywhere` puts what stands or flies: at sea a rock is under what does not swim."""
+WATERS: tuple[Setting, ...] = ("sea", "lake", "beach")
+"""Of them, where it puts what swims."""
+OF_ONE_PLACE = ("igloo", "cactus", "autumn")
+"""Drawings that it leaves where they are."""
 OFFSHORE_SETTINGS = ("beach", "lake", "cliff")
 """Land with water behind, where a second noun may be a sailboat."""
 
@@ -156,6 +166,8 @@ def sample_hero_scene(rng: np.random.Generator, heroes: dict[str, Hero] = HEROES
     side = choose(rng, sides) if rng.random() < 0.28 else None
     if side is not None and size == "large" and hero.drawing in TOO_BROAD_FOR_A_SIDE:
         size = "medium"
+    if setting == "cliff" and size == "large" and hero.drawing in TOO_BROAD_FOR_A_CLIFF:
+        size = "medium"
     if hero.fills_the_picture:
         size, side = "medium", None
     sun_behind = bool(rng.random() < 0.12)
@@ -165,6 +177,22 @@ def sample_hero_scene(rng: np.random.Generator, heroes: dict[str, Hero] = HEROES
 def sample_hero20_scene(rng: np.random.Generator) -> SceneSpec:
     """Draw one scene of the twenty nouns; the first ten are shown in 61 % of them."""
     return sample_hero_scene(rng, HEROES_20)
+
+
+def anywhere(heroes: dict[str, Hero]) -> dict[str, Hero]:
+    """The heroes in every setting that has room for them, equally often, and so beside every other that has.
+
+    Of things that stand in few settings, next to few others, a network learns those, and not that a sentence names any:
+    a balloon over the sea, say, would always be alone there.
+    """
+
+    def settings(hero: Hero) -> dict[Setting, float]:
+        if hero.fills_the_picture or hero.drawing in OF_ONE_PLACE:
+            return hero.settings
+        places = WATERS if hero.category == "water" else DRAWN_SETTINGS
+        return {place: 1.0 for place in places if place != "snow" or hero.drawing not in GREEN_ONLY}
+
+    return {name: replace(hero, settings=settings(hero)) for name, hero in heroes.items()}
 
 
 def _weighted(rng: np.random.Generator, shares: dict[K, float]) -> K:
@@ -204,17 +232,18 @@ def in_any_colour(rng: np.random.Generator, scene: SceneSpec) -> SceneSpec:
 
 
 def _sample_partner(rng: np.random.Generator, heroes: dict[str, Hero], name: str, setting: Setting) -> str | None:
-    """Another noun that belongs into the setting: on a cliff, one of the two stands and the other does not."""
-    if setting == "island":
-        return None
+    """Another noun that belongs into the setting: on a cliff and an island, no two that stand."""
+
+    def stands(noun: str) -> bool:
+        return heroes[noun].category not in ("water", "air")
 
     def fits(other: str) -> bool:
         hero = heroes[other]
         if other == name or hero.fills_the_picture:
             return False
-        stands = hero.category not in ("water", "air")
-        if setting == "cliff":
-            return not stands
+        if setting in CROWDED_SETTINGS:
+            has_room = not (stands(name) and stands(other))
+            return has_room and (setting == "cliff" or setting in hero.settings)
         offshore = hero.category == "water" and setting in OFFSHORE_SETTINGS
         return setting in hero.settings or offshore or hero.category == "air"
 

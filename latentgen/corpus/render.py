@@ -29,7 +29,7 @@ from PIL import Image
 from latentgen import __version__
 from latentgen.corpus.artwork import PACKAGES, Artwork, default_artwork_folder
 from latentgen.corpus.compose import render_scene
-from latentgen.corpus.records import SCENE_SOURCES, Colours, VocabularyName, make_record, scene_of
+from latentgen.corpus.records import SCENE_SOURCES, Colours, Settings, VocabularyName, make_record, scene_of
 from latentgen.corpus.shards import RECORDS_PER_SHARD, EncodedRecord, PictureFolder, ShardWriter, TarShards
 from latentgen.corpus.splits import held_out_pairs
 from latentgen.errors import InputError, RuntimeFailure
@@ -70,6 +70,8 @@ class CorpusArguments:
     """Scenes of one thing that stands on the left or on the right."""
     colours: Colours = "usual"
     """Of the heroes' nouns: each its own, or any."""
+    settings: Settings = "usual"
+    """As the colours: where each noun is shown, and so beside what."""
 
     def __post_init__(self) -> None:
         for value, low, high, name in (
@@ -88,14 +90,16 @@ class CorpusArguments:
             (self.large, Choice, "large"),
             (self.aside, Choice, "aside"),
             (self.colours, Colours, "colours"),
+            (self.settings, Settings, "settings"),
         ):
             if value not in get_args(choices):
                 raise InputError(f"corpus: {name} {value!r} is not one of {', '.join(get_args(choices))}")
         for choice, name in ((self.large, "one thing large"), (self.aside, "one thing aside")):
             if self.several == choice == "only":
                 raise InputError(f"corpus: no scene shows {name} and several things", hint="ask for one of the two")
-        if self.colours == "any" and self.vocabulary == "full":
-            raise InputError("corpus: the things of the full vocabulary have no colours but their own")
+        for freedom, name in ((self.colours, "colours"), (self.settings, "settings")):
+            if freedom == "any" and self.vocabulary == "full":
+                raise InputError(f"corpus: the things of the full vocabulary have no {name} but their own")
 
     @property
     def shards(self) -> int:
@@ -108,7 +112,7 @@ class CorpusArguments:
     def _is_wanted(self, seed: int) -> bool:
         if self.held_out == self.several == self.large == self.aside == "include":
             return True
-        scene = scene_of(self.vocabulary, seed, self.colours)
+        scene = scene_of(self.vocabulary, seed, self.colours, self.settings)
         return (
             _is_chosen(self.held_out, bool(held_out_pairs(scene)))
             and _is_chosen(self.several, not scene.is_single)
@@ -234,14 +238,17 @@ def _mapper(encode: Encode, workers: int) -> Generator[Callable[[list[Task]], It
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    finished = False
     try:
         yield lambda tasks: pool.map(encode, tasks, chunksize=SEEDS_PER_TASK)
+        finished = True
     except BrokenProcessPool:
         raise RuntimeFailure(
             "a rendering process died", hint="out of memory? use fewer --workers; the same command goes on from here"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Left to end by itself, a pool may find its pipes closed when the interpreter ends, and says so.
+        pool.shutdown(wait=finished, cancel_futures=True)
 
 
 def _start_worker() -> None:
@@ -259,7 +266,13 @@ def _artwork_at(folder: Path) -> Artwork:
 def _encode_record(arguments: CorpusArguments, artwork_folder: Path | None, task: Task) -> EncodedRecord:
     index, seed = task
     artwork = None if artwork_folder is None else _artwork_at(artwork_folder)
-    record = make_record(arguments.vocabulary, seed, arguments.captions_per_image, colours=arguments.colours)
+    record = make_record(
+        arguments.vocabulary,
+        seed,
+        arguments.captions_per_image,
+        colours=arguments.colours,
+        settings=arguments.settings,
+    )
     pixels = render_scene(record.scene, seed, arguments.size_px, artwork)
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG", compress_level=PNG_COMPRESS_LEVEL)

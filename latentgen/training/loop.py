@@ -42,6 +42,7 @@ from latentgen.diffusion.denoiser import may_run_ahead
 from latentgen.diffusion.seeds import seed_for
 from latentgen.errors import InputError, ModelLoadError, RuntimeFailure
 from latentgen.kernels import gpu
+from latentgen.training.attention_cap import AttentionCap
 from latentgen.training.ema import EMA
 from latentgen.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from latentgen.training.processes import current_watch, device_of, failures_told, join_processes
@@ -173,6 +174,7 @@ class _Run:
     raw_optimizer: torch.optim.AdamW
     parameters: dict[str, nn.Parameter]
     ema: EMA | None
+    attention_cap: AttentionCap | None
 
     def __init__(
         self,
@@ -231,7 +233,7 @@ class _Run:
             self.validate()
             self.write_samples()
             # A signal at the very end, too, is answered by ending: resuming draws what is missing.
-            (number,) = self.largest_over_processes(self.stop.signal_number or 0)
+            (number,) = self.largest_numbers(self.stop.signal_number or 0)
             self.interrupted_by = number or None
         return Outcome(self.step, self.images_seen, self.interrupted_by, self.is_main)
 
@@ -258,7 +260,7 @@ class _Run:
         # Where an override changed their number, the next step begins at a multiple of it, so that it has one shape.
         self.images_seen += -self.images_seen % self.samples_per_step
         self.saved_at = checkpoint.step if checkpoint is not None else None
-        furthest, least = self.largest_over_processes(self.step, -self.step)
+        furthest, least = self.largest_numbers(self.step, -self.step)
         if furthest != -least:
             raise InputError(
                 f"the processes do not see the same checkpoint in {self.run.path}",
@@ -309,6 +311,7 @@ class _Run:
             shard(bare, self.accelerator.device, self.processes)
         self.parameters = dict(bare.named_parameters())
         self.ema = EMA(bare, config.ema_decay) if config.ema_decay is not None else None
+        self.attention_cap = AttentionCap(bare, config.attention_cap) if config.attention_cap is not None else None
         self.raw_optimizer = make_optimizer(
             bare, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, beta2=config.adam_beta2,
             shares=1 if self.sharded else self.processes,
@@ -336,6 +339,8 @@ class _Run:
         loss_sum = torch.zeros((), device=accelerator.device)
         metric_sums: dict[str, Tensor] = {}
         loss_mean, grad_norm = math.nan, math.nan
+        if self.attention_cap is not None:
+            self.attention_cap.before_step(self.step)
         for _ in range(config.grad_accum):
             batch = self.next_batch()
             self.advance()
@@ -356,6 +361,8 @@ class _Run:
                     self.check_finite(loss_mean, grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+        if self.attention_cap is not None:
+            self.attention_cap.after_step(self.largest_over_processes)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.bare_network, self.step)
@@ -417,16 +424,19 @@ class _Run:
         if config.max_steps is not None and self.step >= config.max_steps:
             return True
         late = config.max_minutes is not None and clock.elapsed_s >= 60 * config.max_minutes
-        any_late, signal_number = self.largest_over_processes(int(late), self.stop.signal_number or 0)
+        any_late, signal_number = self.largest_numbers(int(late), self.stop.signal_number or 0)
         self.interrupted_by = signal_number or None
         return bool(any_late or signal_number)
 
-    def largest_over_processes(self, *values: int) -> list[int]:
-        if self.processes == 1:
-            return list(values)
-        shared = torch.tensor(values, device=self.accelerator.device)
-        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-        return shared.tolist()
+    def largest_over_processes(self, values: Tensor) -> Tensor:
+        """Of each number."""
+        if self.processes > 1:
+            torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return values
+
+    def largest_numbers(self, *values: int) -> list[int]:
+        """Over all processes."""
+        return self.largest_over_processes(torch.tensor(values, device=self.accelerator.device)).tolist()
 
     def log(self, loss: float, metrics: Mapping[str, Tensor], grad_norm: float, clock: _Clock) -> None:
         shown = {name: round(float(self.over_processes(value)), 6) for name, value in metrics.items()}

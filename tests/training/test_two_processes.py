@@ -21,6 +21,7 @@ from latentgen.training.processes import join_processes
 from latentgen.training.run_dir import RunDir
 from latentgen.training.sharding import check_can_shard, is_sharding_asked
 from tests.tiny_bundle import save_tiny_model
+from tests.training.test_attention_cap import loud
 from tests.training.tiny_runs import (
     LAST,
     SHORT_RUN,
@@ -144,6 +145,22 @@ def test_muon_orthogonalizes_whole_matrices(two: Path, tiny_data: TinyData, tmp_
     ]
     # bfloat16 may carry the rounding of the smallest gradients far; another update would be off everywhere.
     assert statistics.median(apart) < 0.15
+
+
+def test_processes_cap_attention_by_the_same(two: Path, tiny_data: TinyData, tmp_path: Path) -> None:
+    """Each watches a sample of its own, and all scale by what the largest asks for; sharded, each its part."""
+    objective = tiny_data.unet()
+    loud(objective.network)
+    free = objective.network.state_dict()
+    replicated, sharded = (
+        [json.loads((two / how / f"capped-{rank}.json").read_text()) for rank in (0, 1)]
+        for how in ("replicated", "sharded")
+    )
+    assert replicated[0] == replicated[1]
+    assert sharded[0] == sharded[1]
+    for name, values in replicated[0].items():
+        torch.testing.assert_close(torch.tensor(sharded[0][name]), torch.tensor(values), rtol=1e-2, atol=1e-3)
+        assert torch.tensor(values).norm() < 0.9 * free[name].norm(), name
 
 
 def test_a_sharded_run_draws_and_validates_on_the_way(two: Path) -> None:

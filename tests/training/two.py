@@ -15,12 +15,13 @@ from unittest.mock import patch
 from torch import nn
 from torch.optim import AdamW
 
-from latentgen.training import loop
+from latentgen.training import attention_cap, loop
 from latentgen.training.optimizer import make_optimizer
 from latentgen.training.rng import Draw
-from latentgen.training.sharding import SWITCH
+from latentgen.training.sharding import SWITCH, whole
 from latentgen.training.vae import VAEBatch
 from tests.training.ranks import fork_ranks, wait_for
+from tests.training.test_attention_cap import loud
 from tests.training.test_loop import spoiled
 from tests.training.tiny_runs import LAST, TinyData, build, train, train_until_killed
 
@@ -44,6 +45,18 @@ def equal(data: TinyData, folder: Path, parts: tuple[str, ...]) -> None:
         train(build(data, part), folder / part, batch_size=2, grad_accum=1, max_steps=3)
 
 
+def capped(data: TinyData, folder: Path, rank: int) -> None:
+    """A run whose attention logits are too large from the start, and what this process's network has become."""
+    objective = build(data, "unet")
+    loud(objective.network)
+    with patch.object(attention_cap, "EVERY_STEPS", 1):
+        train(objective, folder, batch_size=2, grad_accum=1, max_steps=3, muon_lr=1e-4, attention_cap=1.0)
+    weights = {name: whole(value).flatten().tolist() for name, value in objective.network.named_parameters()}
+    folder.with_name(f"{folder.name}-{rank}.json").write_text(
+        json.dumps({name: value for name, value in weights.items() if "to_q" in name or "to_k" in name})
+    )
+
+
 def make_unshared(network: nn.Module, **options: Any) -> AdamW:
     return make_optimizer(network, **options | {"shares": 1})
 
@@ -54,6 +67,7 @@ def main(folder: Path, stops: list[int], last: int) -> None:
         equal(data, folder / "replicated", PARTS)
         options = {"batch_size": 2, "grad_accum": 1, "max_steps": 3, "muon_lr": 0.02}
         train(build(data, "unet"), folder / "replicated" / "muon", **options)
+        capped(data, folder / "replicated" / "capped", rank)
         with patch.object(loop, "make_optimizer", make_unshared):
             train(build(data, "unet"), folder / "replicated" / "muon-unshared", **options)
         exact(data, folder / "exact", stops, last=last)
@@ -76,6 +90,7 @@ def main(folder: Path, stops: list[int], last: int) -> None:
         data = TinyData(folder / f"data-{rank}", 10)
         equal(data, folder / "sharded", SHARDED)
         train(build(data, "unet"), folder / "sharded" / "muon", batch_size=2, grad_accum=1, max_steps=3, muon_lr=0.02)
+        capped(data, folder / "sharded" / "capped", rank)
         exact(data, folder / "exact-sharded", stops[:1], last=last, muon_lr=0.02)
         options = {"batch_size": 2, "grad_accum": 1, "max_steps": 3, "sample_every_steps": 1, "validate_every_steps": 1}
         train(build(data, "vae"), folder / "watched", **options)

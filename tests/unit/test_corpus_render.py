@@ -19,6 +19,7 @@ from latentgen.corpus.compose import render_scene
 from latentgen.corpus.hero_scenes import ALL_COLOURS
 from latentgen.corpus.records import make_record, scene_of
 from latentgen.corpus.render import CorpusArguments, render_corpus
+from latentgen.corpus.scene import SceneSpec
 from latentgen.corpus.splits import held_out_pairs
 from latentgen.data.records import list_records
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
@@ -203,6 +204,50 @@ def test_only_heroes_come_in_any_colour() -> None:
         CorpusArguments(1, vocabulary="full", colours="any")
     with pytest.raises(InputError, match="colours 'loud' is not one of usual, any"):
         CorpusArguments(1, colours="loud")  # pyright: ignore[reportArgumentType]
+
+
+def test_any_settings_put_things_where_they_fit_and_beside_each_other(tmp_path: Path) -> None:
+    usual, freed = ([scene_of("heroes", seed, settings=how) for seed in range(4000)] for how in ("usual", "any"))
+
+    def places(scenes: list[SceneSpec]) -> set[tuple[str, str]]:
+        return {(subject.noun.name, scene.setting) for scene in scenes for subject in scene.subjects}
+
+    def pairs(scenes: list[SceneSpec]) -> set[tuple[str, frozenset[str]]]:
+        return {
+            (scene.setting, frozenset(subject.noun.name for subject in scene.subjects))
+            for scene in scenes
+            if len(scene.subjects) == 2
+        }
+
+    assert {("castle", "beach"), ("house", "island"), ("windmill", "sea"), ("palm tree", "meadow")} <= places(freed)
+    assert not {("palm tree", "snow"), ("sailboat", "meadow"), ("sailboat", "island")} & places(freed)
+    assert len(pairs(freed)) > 2 * len(pairs(usual))
+    for scene in freed:
+        standing = [s.noun for s in scene.subjects if s.noun.category not in ("water", "air")]
+        if scene.setting in ("cliff", "island"):
+            assert len(standing) < 2
+            assert sum(subject.count for subject in scene.subjects) <= 2
+        if len(scene.subjects) == 2:
+            assert len({subject.noun.name for subject in scene.subjects}) == 2
+        assert scene.setting != "desert" or scene.weather not in ("rain", "snow", "storm")
+    arguments = CorpusArguments(12, 0, 32, "heroes", held_out="exclude", colours="any", settings="any")
+    records = list_records(render_corpus(tmp_path, arguments))
+    assert [r.labels["setting"] for r in records] == [
+        scene_of("heroes", seed, "any", "any").setting for seed in arguments.seeds()
+    ]
+    assert not any(record.labels["held_out"] for record in records)
+
+
+def test_only_heroes_are_put_in_any_setting() -> None:
+    with pytest.raises(InputError, match="no settings but their own"):
+        CorpusArguments(1, vocabulary="full", settings="any")
+    with pytest.raises(InputError, match="no settings but their own"):
+        scene_of("full", 1, settings="any")
+    with pytest.raises(InputError, match="settings 'wild' is not one of usual, any"):
+        CorpusArguments(1, settings="wild")  # pyright: ignore[reportArgumentType]
+    here = {scene_of("heroes20", seed, settings="any").setting for seed in range(3000)
+            if scene_of("heroes20", seed, settings="any").subjects[0].noun.name == "igloo"}  # fmt: skip
+    assert here == {"snow"}
 
 
 def test_every_colour_is_drawn_as_itself() -> None:
