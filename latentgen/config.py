@@ -255,7 +255,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema_decay: float | None = 0.999
     attention_cap: float | None = None
-    """Log-odds that one key of an attention head may have against all others (`training.attention_cap`); None: any."""
+    """Log-odds that one key of an attention head may have against all others (`training.attention_cap`).
+    None: no cap."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     """torch.compile the network: slower to start, faster on a GPU."""
@@ -285,7 +286,7 @@ class TrainConfig:
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be a number, 0 or more")
         if self.attention_cap is not None and not 0 < self.attention_cap < math.inf:
-            raise ConfigError(f"--attention-cap {self.attention_cap} must be a number above 0", hint="0 caps nothing")
+            raise ConfigError(f"--attention-cap {self.attention_cap} must be a number above 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"--ema-decay {self.ema_decay} must lie in (0, 1)", hint="--no-ema keeps no average")
 

@@ -4,10 +4,10 @@
 
 A head dies when its logits grow until every query looks at one and the same key, for every picture and prompt: the
 softmax has no gradient left, and all that the head gives is a constant. Of the embedded model's ten cross-attentions
-six had died so, among them all of the two coarser levels on the way down, which never read the prompt. Here the
-constant goes into the bias of the layer's output, so that nothing that is drawn changes, and the head gets fresh
-queries, keys and values, and an output of zero from which `train-unet --init` lets it grow. `--attention-cap` keeps it
-alive.
+five had died so by v9, among them those of the two coarser levels on the way down, which never read the prompt. Here
+the constant goes into the bias of the layer's output, and the head gets fresh queries, keys and values, and an output
+of zero from which `train-unet --init` lets it grow (`--attention-cap` keeps it alive). What is drawn does not change,
+but for the little by which the head was no constant; how much that is, is printed. The U-Net is written in float32.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Moments:
     """(C,)"""
 
 
-def moments_of(unet: UNet, calls: Callable[[], None]) -> dict[str, Moments]:
-    """Of the input of every attention's output layer, (B, N, C), while the U-Net is called."""
+def moments_of(unet: UNet, call: Callable[[], Tensor]) -> tuple[dict[str, Moments], Tensor]:
+    """Of the input of every attention's output layer, (B, N, C), while the U-Net is called; and what `call` gives."""
     found: dict[str, Moments] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -71,10 +71,10 @@ def moments_of(unet: UNet, calls: Callable[[], None]) -> dict[str, Moments]:
         for name, module in unet.named_modules()
         if isinstance(module, Attention)
     ]
-    calls()
+    answer = call()
     for handle in handles:
         handle.remove()
-    return found
+    return found, answer
 
 
 @torch.no_grad()
@@ -97,34 +97,40 @@ def revive(layer: Attention, moments: Moments) -> list[int]:
     return dead
 
 
-def draw(unet: UNet, model: Path, vocabulary: VocabularyName) -> None:
-    """Call the U-Net as for pictures of captions of scenes."""
+def draw(unet: UNet, model: Path, vocabulary: VocabularyName) -> Tensor:
+    """The latents (B, C, h, w) of pictures of captions of scenes; the same arguments always draw the same."""
     encoder, tokenizer = load_text_encoder(model).eval(), load_tokenizer(model)
     captions = [make_record(vocabulary, seed, 1).captions[0] for seed in range(80_000_000, 80_000_000 + CAPTIONS)]
     diffusion = read_diffusion(model)
     schedule = NoiseSchedule.from_config(diffusion)
     sigmas = schedule.inference_sigmas(STEPS, diffusion.usual_schedule)
     side = unet.config.sample_size
-    noise = torch.randn(CAPTIONS, unet.config.in_channels, side, side)
+    noise = torch.randn(CAPTIONS, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         uncond, cond = encode_prompts(["", *captions], tokenizer, encoder).split([1, CAPTIONS])
         denoise = GuidedDenoiser(unet, schedule, diffusion.prediction_type, cond, uncond, GUIDANCE)
-        get_sampler("ddim")(denoise, starting_point(noise, float(sigmas[0])), sigmas, noise=lambda: noise)
+        return get_sampler("ddim")(denoise, starting_point(noise, float(sigmas[0])), sigmas, noise=lambda: noise)
 
 
 def run(model: Path, out: Path, vocabulary: VocabularyName) -> None:
     """Write the model with its U-Net's dead heads begun anew.
 
-    Raises LatentgenError for what cannot be read, InputError for an out that is there already.
+    Raises LatentgenError for what cannot be read, InputError for an out that is there already and for a U-Net that
+    takes a picture beside its latents.
     """
     if out.exists():
         raise InputError(f"{out} is there already", hint="name a new folder")
     unet = load_unet(model).float().eval()
+    if unet.config.in_channels != unet.config.out_channels:
+        raise InputError(f"{model}: its U-Net takes a picture beside its latents, as those for inpainting do")
     torch.manual_seed(0)
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
-    for name, moments in moments_of(unet, lambda: draw(unet, model, vocabulary)).items():
+    of_layers, before = moments_of(unet, lambda: draw(unet, model, vocabulary))
+    for name, moments in of_layers.items():
         if dead := revive(layers[name], moments):
             print(f"{name}: {len(dead)} of {layers[name].heads} heads begin anew")
+    change = (draw(unet, model, vocabulary) - before).square().mean().sqrt() / before.std()
+    print(f"the same {CAPTIONS} pictures differ by {change:.1e} of their latents' spread")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # so that there is never half a model
         aside = Path(folder) / out.name

@@ -81,8 +81,8 @@ AttentionCap = Annotated[
         "--attention-cap",
         min=0.0,
         rich_help_panel=NOISE,
-        help="Keep attention heads alive: the log-odds that a head may give one token against all others; 0: any "
-        f"(default: {ATTENTION_CAP_FROM_SCRATCH:g} without --init, any with).",
+        help="Keep attention heads alive: the log-odds that a head may give one token against all others; 0: no cap "
+        f"(default: {ATTENTION_CAP_FROM_SCRATCH:g}, and with --init no cap).",
     ),
 ]
 TextEncoderRate = Annotated[

@@ -122,7 +122,7 @@ ALL_COLOURS: Final = (
 """What `in_any_colour` chooses from: all that some noun of `HERO_COLOURS` has."""
 OF_FEW_COLOURS = ("suspension", "pagoda")
 """Drawings that it leaves as they are."""
-TOO_BROAD_FOR_A_CLIFF = ("house", "cottage", "cabin")
+TOO_BROAD_FOR_A_CLIFF = ("house", "cottage", "cabin", "barn")
 """Drawings that reach over its edge when they are large."""
 CROWDED_SETTINGS = ("cliff", "island")
 """No room for several of a noun, nor for two that stand."""
@@ -132,8 +132,8 @@ DRAWN_SETTINGS: tuple[Setting, ...] = (
 """Where `anywhere` puts what stands or flies: at sea a rock is under what does not swim."""
 WATERS: tuple[Setting, ...] = ("sea", "lake", "beach")
 """Of them, where it puts what swims."""
-OF_ONE_PLACE = ("igloo", "cactus", "autumn")
-"""Drawings that it leaves where they are."""
+OF_THEIR_PLACE = ("igloo", "cactus", "autumn")
+"""Drawings that it leaves in their own settings."""
 OFFSHORE_SETTINGS = ("beach", "lake", "cliff")
 """Land with water behind, where a second noun may be a sailboat."""
 
@@ -182,15 +182,16 @@ def sample_hero20_scene(rng: np.random.Generator) -> SceneSpec:
 def anywhere(heroes: dict[str, Hero]) -> dict[str, Hero]:
     """The heroes in every setting that has room for them, equally often, and so beside every other that has.
 
-    Of things that stand in few settings, next to few others, a network learns those, and not that a sentence names any:
-    a balloon over the sea, say, would always be alone there.
+    Of things that stand in few settings, next to few others, a network learns those, and not that a sentence names any.
     """
 
     def settings(hero: Hero) -> dict[Setting, float]:
-        if hero.fills_the_picture or hero.drawing in OF_ONE_PLACE:
+        if hero.fills_the_picture or hero.drawing in OF_THEIR_PLACE:
             return hero.settings
         places = WATERS if hero.category == "water" else DRAWN_SETTINGS
-        return {place: 1.0 for place in places if place != "snow" or hero.drawing not in GREEN_ONLY}
+        fitting: dict[Setting, float] = dict.fromkeys(hero.settings, 1.0)
+        fitting |= {place: 1.0 for place in places if place != "snow" or hero.drawing not in GREEN_ONLY}
+        return fitting
 
     return {name: replace(hero, settings=settings(hero)) for name, hero in heroes.items()}
 
@@ -242,8 +243,8 @@ def _sample_partner(rng: np.random.Generator, heroes: dict[str, Hero], name: str
         if other == name or hero.fills_the_picture:
             return False
         if setting in CROWDED_SETTINGS:
-            has_room = not (stands(name) and stands(other))
-            return has_room and (setting == "cliff" or setting in hero.settings)
+            belongs = setting in hero.settings or (setting == "cliff" and not stands(other))
+            return belongs and not (stands(name) and stands(other))
         offshore = hero.category == "water" and setting in OFFSHORE_SETTINGS
         return setting in hero.settings or offshore or hero.category == "air"
 

@@ -44,8 +44,12 @@ class SceneSource:
 
 SCENE_SOURCES: dict[VocabularyName, SceneSource] = {
     "full": SceneSource(sample_scene, needs_artwork=True),
-    "heroes": SceneSource(sample_hero_scene, False, partial(sample_hero_scene, heroes=anywhere(HEROES))),
-    "heroes20": SceneSource(sample_hero20_scene, False, partial(sample_hero_scene, heroes=anywhere(HEROES_20))),
+    "heroes": SceneSource(
+        sample_hero_scene, needs_artwork=False, sample_anywhere=partial(sample_hero_scene, heroes=anywhere(HEROES))
+    ),
+    "heroes20": SceneSource(
+        sample_hero20_scene, needs_artwork=False, sample_anywhere=partial(sample_hero_scene, heroes=anywhere(HEROES_20))
+    ),
 }
 
 

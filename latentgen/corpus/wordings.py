@@ -118,6 +118,7 @@ SETTING_PHRASES: dict[Setting, tuple[str, ...]] = {
 AFLOAT_PHRASES: dict[Setting, tuple[str, ...]] = {
     "sea": ("on the sea", "at sea", "on the ocean", "on the water", "sailing on the sea", "out at sea"),
     "lake": ("on a mountain lake", "on a lake", "on a calm lake", "sailing on a lake", "on a lake below mountains"),
+    "beach": ("off a beach", "off a sandy beach", "on the water off the beach", "sailing off a beach"),
 }
 """For a boat alone."""
 ALOFT_PHRASES: dict[Setting, tuple[str, ...]] = {
@@ -128,6 +129,7 @@ ALOFT_PHRASES: dict[Setting, tuple[str, ...]] = {
     "lake": ("over a mountain lake", "above a lake", "flying over a lake"),
     "snow": ("over a snowy landscape", "above the snow", "flying over a winter landscape"),
     "beach": ("over a beach", "above a sandy beach", "flying over the beach"),
+    "cliff": ("over a cliff", "above a cliff by the sea", "flying over a cliff", "above a rocky cliff"),
     "mountains": ("over the mountains", "above the mountains", "flying in front of mountains"),
     "city": ("over the city", "above a city", "flying over the city"),
     "farm": ("over a farm", "above farm fields", "flying over farmland"),

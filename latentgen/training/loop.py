@@ -1,11 +1,12 @@
 """The training loop: accelerate, and the order of one step. It knows nothing of what is trained.
 
-The order is always the same: gradients (accumulated) -> clip -> finite? -> optimizer -> EMA -> log -> checkpoint ->
-validate -> sample pictures -> done? So a checkpoint of step n holds everything that n optimizer steps did, and nothing
-else, and what fails in drawing samples does not cost it.
+The order is always the same: gradients (accumulated) -> clip -> finite? -> optimizer -> attention cap -> EMA -> log ->
+checkpoint -> validate -> sample pictures -> done? So a checkpoint of step n holds everything that n optimizer steps
+did, and nothing else, and what fails in drawing samples does not cost it.
 
 One process, or several (`torchrun`, `accelerate launch`) under torch's DistributedDataParallel or FSDP: sample k of a
-step is computed by process k modulo their number, so two processes take the step that one takes with twice the batch.
+step is computed by process k modulo their number, so two processes take the step that one takes with twice the batch
+(but for the attention cap, which watches one sample of each).
 The first process alone writes files; all decide alike when to stop.
 """
 
@@ -174,7 +175,7 @@ class _Run:
     raw_optimizer: torch.optim.AdamW
     parameters: dict[str, nn.Parameter]
     ema: EMA | None
-    attention_cap: AttentionCap | None
+    attention_cap: AttentionCap | None = None
 
     def __init__(
         self,
@@ -240,6 +241,8 @@ class _Run:
     def close(self) -> None:
         if self.maker is not None:
             self.maker.shutdown(cancel_futures=True)
+        if self.attention_cap is not None:
+            self.attention_cap.close()
 
     def start(self, resume: str | None, override: Sequence[str]) -> Checkpoint | None:
         """The first process checks the run's folder and begins it; then all take up the same checkpoint, if any."""
@@ -429,17 +432,22 @@ class _Run:
         return bool(any_late or signal_number)
 
     def largest_over_processes(self, values: Tensor) -> Tensor:
-        """Of each number."""
+        """Of each of some numbers the largest that any process has; the same in all of them."""
+        shared = values.clone()
         if self.processes > 1:
-            torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
-        return values
+            torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+        return shared
 
     def largest_numbers(self, *values: int) -> list[int]:
-        """Over all processes."""
+        """As `largest_over_processes`; one process alone does not ask its device for them."""
+        if self.processes == 1:
+            return list(values)
         return self.largest_over_processes(torch.tensor(values, device=self.accelerator.device)).tolist()
 
     def log(self, loss: float, metrics: Mapping[str, Tensor], grad_norm: float, clock: _Clock) -> None:
         shown = {name: round(float(self.over_processes(value)), 6) for name, value in metrics.items()}
+        if self.attention_cap is not None and self.attention_cap.largest is not None:
+            shown["attention"] = round(self.attention_cap.largest, 3)
         event = {
             "step": self.step,
             "images_seen": self.images_seen,

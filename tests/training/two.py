@@ -49,7 +49,7 @@ def capped(data: TinyData, folder: Path, rank: int) -> None:
     """A run whose attention logits are too large from the start, and what this process's network has become."""
     objective = build(data, "unet")
     loud(objective.network)
-    with patch.object(attention_cap, "EVERY_STEPS", 1):
+    with patch.multiple(attention_cap, EVERY_STEPS=1, SMALLEST_FACTOR=1e-3):
         train(objective, folder, batch_size=2, grad_accum=1, max_steps=3, muon_lr=1e-4, attention_cap=1.0)
     weights = {name: whole(value).flatten().tolist() for name, value in objective.network.named_parameters()}
     folder.with_name(f"{folder.name}-{rank}.json").write_text(

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from latentgen.cli.app import main
-from latentgen.corpus import render, sheets
+from latentgen.corpus import render, sheets, wordings
+from latentgen.corpus.captions import caption
 from latentgen.corpus.compose import render_scene
-from latentgen.corpus.hero_scenes import ALL_COLOURS
+from latentgen.corpus.hero_scenes import ALL_COLOURS, HEROES_20, anywhere
 from latentgen.corpus.records import make_record, scene_of
 from latentgen.corpus.render import CorpusArguments, render_corpus
-from latentgen.corpus.scene import SceneSpec
+from latentgen.corpus.scene import Noun, SceneSpec, Subject
 from latentgen.corpus.splits import held_out_pairs
 from latentgen.data.records import list_records
 from latentgen.errors import InputError, ModelNotFoundError, RuntimeFailure
@@ -245,9 +246,25 @@ def test_only_heroes_are_put_in_any_setting() -> None:
         scene_of("full", 1, settings="any")
     with pytest.raises(InputError, match="settings 'wild' is not one of usual, any"):
         CorpusArguments(1, settings="wild")  # pyright: ignore[reportArgumentType]
-    here = {scene_of("heroes20", seed, settings="any").setting for seed in range(3000)
-            if scene_of("heroes20", seed, settings="any").subjects[0].noun.name == "igloo"}  # fmt: skip
-    assert here == {"snow"}
+    places: dict[str, set[str]] = {}
+    for scene in (scene_of("heroes20", seed, settings="any") for seed in range(6000)):
+        for subject in scene.subjects:
+            places.setdefault(subject.noun.name, set()).add(scene.setting)
+    assert (places["igloo"], places["cactus"], places["autumn tree"]) == ({"snow"}, {"desert"}, {"autumn", "lake"})
+    assert {"garden", "beach", "island"} <= places["pagoda"], "its own too"
+
+
+def test_a_caption_says_where_what_swims_or_flies_is_drawn() -> None:
+    """Wherever it may be alone there are phrases for it: what stands is "on top of a cliff", and a balloon over it."""
+    freed = anywhere(HEROES_20)
+    for noun, phrases in (("sailboat", wordings.AFLOAT_PHRASES), ("hot air balloon", wordings.ALOFT_PHRASES)):
+        assert freed[noun].settings.keys() <= phrases.keys()
+    balloon = freed["hot air balloon"]
+    scene = SceneSpec("cliff", "day", (Subject(Noun("hot air balloon", balloon.category, balloon.drawing)),))
+    texts = [caption(scene, np.random.default_rng(seed), typos=False) for seed in range(60)]
+    said = [text for text in texts if "cliff" in text and ("over" in text or "above" in text)]
+    assert len(said) > 20
+    assert not [text for text in texts if "on a cliff" in text or "on top" in text]
 
 
 def test_every_colour_is_drawn_as_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer, load
 from latentgen.models.attention import Attention, TransformerBlock
 from latentgen.models.unet import UNet
 from scripts.revive_attention import main
+from tests.tiny import TINY_UNET, tiny_unet
 from tests.tiny_bundle import save_tiny_model
 
 BLOCK = "up_blocks.1.attentions.0.transformer_blocks.0"
@@ -73,7 +75,9 @@ def test_a_dead_head_begins_anew_and_nothing_changes(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(model, tmp_path / "revived")
-    assert capsys.readouterr().out == f"{BLOCK}.attn2: 1 of 2 heads begin anew\n"
+    revived, change = capsys.readouterr().out.splitlines()
+    assert revived == f"{BLOCK}.attn2: 1 of 2 heads begin anew"
+    assert float(change.removeprefix("the same 16 pictures differ by ").split()[0]) < 1e-4
     before, after = load_unet(model), load_unet(tmp_path / "revived")
     encoder, tokenizer = load_text_encoder(model), load_tokenizer(model)
     context = encoder(tokenizer.encode(["a blue lighthouse", "three windmills at night"])).detach()
@@ -111,9 +115,16 @@ def test_what_was_dead_has_a_gradient_again(model: Path, tmp_path: Path) -> None
 def test_a_living_network_is_written_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny_model(tmp_path / "model")
     call(model, tmp_path / "same")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "the same 16 pictures differ by 0.0e+00 of their latents' spread\n"
     before, after = load_unet(model).state_dict(), load_unet(tmp_path / "same").state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_inpainting_networks_are_refused(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    save_unet(tiny_unet(replace(TINY_UNET, in_channels=9)), model / "unet")
+    with pytest.raises(SystemExit, match="its U-Net takes a picture beside its latents"):
+        call(model, tmp_path / "out")
 
 
 def test_what_cannot_be_read_or_is_there_is_told_in_one_line(model: Path, tmp_path: Path) -> None:
