@@ -34,7 +34,7 @@ PIECE=${PIECE:-15m}
 latentgen() { "$PYTHON" -m latentgen "$@"; }
 common=(--mixed-precision "$PRECISION" --resume auto --log-every 100 --save-every 1000 --keep 1 --no-progress)
 unet=(--data "$RUNS/scenes" --vae "$RUNS/vae/model" --text-encoder "$RUNS/taught" --cache "$RUNS/cache"
-  --batch-size "$UNET_BATCH" --lr 1e-3 --muon-lr 0.02 --attention-cap 5
+  --batch-size "$UNET_BATCH" --lr 1e-3 --muon-lr 0.02
   --timestep-sampling logit-normal --logit-mean 0.5 --logit-std 1.4 --sample-prompts weights/sample-prompts.txt)
 [ -n "$PROBE" ] && unet+=(--align "$PROBE")
 

@@ -73,16 +73,13 @@ TrainTextEncoder = Annotated[
         help="Train the text encoder along, for words that it passes over; writes OUT/model/text_encoder too.",
     ),
 ]
-ATTENTION_CAP_FROM_SCRATCH = 5.0
-"""Others' weights may stand out further, and know what they do with it."""
 AttentionCap = Annotated[
     float | None,
     typer.Option(
         "--attention-cap",
-        min=0.0,
         rich_help_panel=NOISE,
-        help="Keep attention heads alive: the log-odds that a head may give one token against all others; 0: no cap "
-        f"(default: {ATTENTION_CAP_FROM_SCRATCH:g}, and with --init no cap).",
+        help="Keep attention heads alive: the log-odds that a head may give one token against all others, as 10 "
+        "(default: no cap).",
     ),
 ]
 TextEncoderRate = Annotated[
@@ -154,9 +151,7 @@ def train_unet(
     latentgen train-unet --data pictures --init sd15 --resolution 512 --gradient-checkpointing --out runs/sd15
     --max-steps 5000
     """
-    if attention_cap is None and init is None:
-        attention_cap = ATTENTION_CAP_FROM_SCRATCH
-    config = replace(run.train_config(), attention_cap=attention_cap or None)
+    config = replace(run.train_config(), attention_cap=attention_cap)
     settings = objective_settings(
         caption_dropout=caption_dropout,
         noise_offset=noise_offset,

@@ -295,7 +295,7 @@ def test_bad_options(command: str, arguments: tuple[str, str], says: str, cli: C
         ("train-unet", (*LOGIT_NORMAL, "--logit-std", "0"), "--logit-std 0.0 must be positive and finite"),
         ("train-unet", ("--prediction-type", "x0"), "--prediction-type x0 is not one of epsilon, v_prediction, sample"),
         ("train-unet", ("--attention-cap", "inf"), "--attention-cap inf must be a number above 0"),
-        ("train-unet", ("--attention-cap", "-1"), "'--attention-cap'"),
+        ("train-unet", ("--attention-cap", "0"), "--attention-cap 0.0 must be a number above 0"),
         ("train-unet", ("--min-snr-gamma", "0"), "--min-snr-gamma 0.0 must be positive"),
         ("train-unet", ("--caption-dropout", "2"), "'--caption-dropout'"),
         ("train-unet", ("--sample-prompts", "/"), "--sample-prompts / cannot be read: Is a directory"),

@@ -244,14 +244,12 @@ def test_parts_must_be_named(cli: Cli) -> None:
     assert_refused(cli(*MINIMAL[:-4]), "--vae is not given")
 
 
-def test_attention_is_capped_in_what_begins_from_nothing(cli: Cli, tiny_model: Path) -> None:
+def test_attention_is_capped_where_it_is_asked_for(cli: Cli) -> None:
     def cap(*arguments: str) -> float | None:
         return json.loads(cli(*MINIMAL, *arguments, "--dry-run").out)["attention_cap"]
 
-    assert cap() == 5
-    assert cap("--init", str(tiny_model)) is None
-    assert cap("--attention-cap", "0") is None
-    assert cap("--init", str(tiny_model), "--attention-cap", "3") == 3
+    assert cap() is None
+    assert cap("--attention-cap", "3") == 3
 
 
 def test_inpainting_networks(cli: Cli, tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
