@@ -12,7 +12,6 @@ between both spaces: some hundred steps to be where it was, instead of a trainin
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentgen.checkpoints.folder import load_unet, load_vae, save_unet, save_vae
+from latentgen.checkpoints.folder import copied_without, load_unet, load_vae, save_unet, save_vae
 from latentgen.data.pixels import Pictures, PixelCache, to_float
 from latentgen.data.records import list_records
 from latentgen.diffusion.latents import LatentSpace
@@ -88,14 +87,10 @@ def move(model: Path, pictures: Path, out: Path, other: Path | None) -> None:
         rotation, share = rotation_between(latents_of(before, pixels), latents_of(after, pixels))
     print(f"the old latents, turned, tell {share:.0%} of the new ones")
     turn(unet, rotation)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # never half a model
-        aside = Path(folder) / out.name
-        # Weights may have had other names than ours.
-        shutil.copytree(model, aside, ignore=shutil.ignore_patterns("vae", "unet"))
+    # Weights may have had other names than ours.
+    with copied_without(model, out, "vae", "unet") as aside:
         save_vae(after, aside / "vae")
         save_unet(unet, aside / "unet")
-        aside.rename(out)
 
 
 def main() -> None:

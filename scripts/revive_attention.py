@@ -13,17 +13,15 @@ but for the little by which the head was no constant; how much that is, is print
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer, load_unet, save_unet
+from latentgen.checkpoints.folder import copied_without, load_text_encoder, load_tokenizer, load_unet, save_unet
 from latentgen.checkpoints.layout import read_diffusion
 from latentgen.corpus.records import VocabularyName, make_record
 from latentgen.diffusion.guidance import GuidedDenoiser
@@ -131,12 +129,8 @@ def run(model: Path, out: Path, vocabulary: VocabularyName) -> None:
             print(f"{name}: {len(dead)} of {layers[name].heads} heads begin anew")
     change = (draw(unet, model, vocabulary) - before).square().mean().sqrt() / before.std()
     print(f"the same {CAPTIONS} pictures differ by {change:.1e} of their latents' spread")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # so that there is never half a model
-        aside = Path(folder) / out.name
-        shutil.copytree(model, aside, ignore=shutil.ignore_patterns("unet"))
+    with copied_without(model, out, "unet") as aside:
         save_unet(unet, aside / "unet")
-        aside.rename(out)
 
 
 def main() -> None:

@@ -19,21 +19,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentgen.checkpoints.folder import load_text_encoder, load_tokenizer, load_unet, save_text_encoder, save_unet
+from latentgen.checkpoints.folder import (
+    copied_without,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    save_text_encoder,
+    save_unet,
+)
 from latentgen.corpus.records import Colours, Settings, VocabularyName, make_record
 from latentgen.errors import InputError, LatentgenError
 from latentgen.models.attention import Attention
@@ -271,15 +276,11 @@ def run(
         mapping, share = map_between(*(states_of(each, tokenizer, shuffled) for each in (encoder, before)))
         print(f"the new states, mapped, tell {share:.1%} of the old ones' variance")
         turn_contexts(unet, mapping)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:  # so that there is never half a model
-        aside = Path(folder) / out.name
-        # The image tower of a train-clip run knows the encoder as it was; weights may have had other names than ours.
-        shutil.copytree(model, aside, ignore=shutil.ignore_patterns("clip", "text_encoder", "unet"))
+    # The image tower of a train-clip run knows the encoder as it was; weights may have had other names than ours.
+    with copied_without(model, out, "clip", "text_encoder", "unet") as aside:
         save_text_encoder(encoder, aside / "text_encoder")
         if unet is not None:
             save_unet(unet, aside / "unet")
-        aside.rename(out)
 
 
 def main() -> None:

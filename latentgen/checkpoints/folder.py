@@ -78,6 +78,7 @@ from latentgen.models.vae import AutoencoderKL
 __all__ = [
     "ModelBundle",
     "check_replaceable",
+    "copied_without",
     "load_config",
     "load_model",
     "load_text_encoder",
@@ -427,6 +428,17 @@ def _written_aside(folder: Path, part: Part | Literal["scheduler"] | None) -> Ge
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def copied_without(model: Path, out: Path, *parts: str) -> Generator[Path]:
+    """A copy of a model folder without these folders, for the block to add them anew; `out` when the block ends well.
+
+    Raises as `save_model`.
+    """
+    with _written_aside(out, None) as aside:
+        shutil.copytree(model, aside, ignore=shutil.ignore_patterns(*parts), dirs_exist_ok=True)
+        yield aside
 
 
 def _model_files(path: Path) -> list[Path]:
